@@ -1,0 +1,111 @@
+"""The command `koda`."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+
+from model.errors import KodaError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for an error that a person can mend, 130 after Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except KodaError as error:
+        print(f"koda: {error}".replace("\n", "\n      "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("koda: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="koda", description="Train a language model from scratch, and carry it to the people who run it."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help_, description=help_)
+        made.set_defaults(command=function)
+        return made
+
+    run = command("run", run_, "Run the pipeline; a stage whose result stands is skipped.")
+    run.add_argument("--preset", default="tiny", help="a preset's name (default: tiny)")
+    run.add_argument("--name", help="the run's name, its folder below runs/ (default: the preset's)")
+    run.add_argument(
+        "--from", dest="start", default="", metavar="STAGE", help="build this stage and those after it anew"
+    )
+    run.add_argument("--until", default="", metavar="STAGE", help="end with this stage")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as section.key=value"
+    )
+
+    status = command("status", status_, "How far a run is.")
+    status.add_argument("name", nargs="?", default="tiny")
+    status.add_argument("--json", action="store_true", help="for programs")
+
+    chat = command("chat", chat_, "Talk to a run's model.")
+    chat.add_argument("name", nargs="?", default="tiny")
+    chat.add_argument("--runtime", choices=("jax", "hf", "gguf", "mlx"), default="jax")
+    chat.add_argument("--prompt", help="ask this, print the answer, and end")
+    chat.add_argument("--limit", type=int, default=100, help="tokens in an answer at most (default: 100)")
+
+    command("up", up_, "Start a Prefect server, the deployments and a worker; Ctrl-C ends all of it.")
+    return top
+
+
+def run_(arguments: argparse.Namespace) -> int:
+    from flows.environment import causes_only, set_environment
+
+    set_environment(quiet=True)
+    from flows.config import load
+    from flows.koda import pipeline
+    from flows.status import closing_lines
+    from tasks.run import Run
+
+    overrides = dict(_pair(text) for text in arguments.set)
+    load(arguments.preset, overrides)  # refuse before anything starts
+    name = arguments.name or arguments.preset
+    Run(name, start=arguments.start, until=arguments.until)
+    with causes_only():
+        pipeline(preset=arguments.preset, name=name, start=arguments.start, until=arguments.until, overrides=overrides)
+    print("\n".join(closing_lines(name)))
+    return 0
+
+
+def status_(arguments: argparse.Namespace) -> int:
+    from flows.status import as_lines, status
+
+    found = status(arguments.name)
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
+    return 0
+
+
+def chat_(arguments: argparse.Namespace) -> int:
+    from flows.chat import converse
+
+    with contextlib.suppress(EOFError):
+        converse(arguments.name, arguments.runtime, arguments.prompt, arguments.limit)
+    return 0
+
+
+def up_(_: argparse.Namespace) -> int:
+    from flows.up import up
+
+    return up()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise KodaError(f"--set {text}: settings are given as section.key=value.")
+    return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The configuration of a run: one model, loaded from a preset and overridden key by key."""
+
+import difflib
+import tomllib
+from importlib import resources
+from typing import Any
+
+import tomli_w
+from pydantic import ConfigDict, Field, ValidationError
+
+from model.errors import KodaError
+from tasks.convert import Convert
+from tasks.evaluate import Evaluate
+from tasks.extend import Extend
+from tasks.pretrain import Model, Pretrain
+from tasks.publish import Publish
+from tasks.section import Section
+from tasks.sft import Sft
+from tasks.tokenize import Tokenize
+
+
+class RunConfig(Section):
+    """Everything that decides a run. `koda run --set section.key=value` changes one value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    model: Model = Field(default_factory=Model)
+    """The network's shape."""
+    tokenize: Tokenize = Field(default_factory=Tokenize)
+    """Text to token shards."""
+    pretrain: Pretrain = Field(default_factory=Pretrain)
+    """Learning to continue text."""
+    sft: Sft = Field(default_factory=Sft)
+    """Learning to answer, and to stop."""
+    extend: Extend = Field(default_factory=Extend)
+    """A longer context."""
+    convert: Convert = Field(default_factory=Convert)
+    """Exports to the runtimes that people use."""
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    """What the model is worth."""
+    publish: Publish = Field(default_factory=Publish)
+    """Where the exports go."""
+
+
+def presets() -> list[str]:
+    """The names of the presets."""
+    return sorted(
+        file.name.removesuffix(".toml")
+        for file in resources.files("flows.presets").iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def load(preset: str, overrides: dict[str, str] | None = None) -> RunConfig:
+    """The preset's configuration with `section.key = text` laid over it, checked before anything runs.
+
+    Raises KodaError naming the key and what would be accepted.
+    """
+    if preset not in presets():
+        raise KodaError(
+            f"there is no preset {preset!r}{_nearest(preset, presets())}; the presets are {', '.join(presets())}."
+        )
+    raw = tomllib.loads((resources.files("flows.presets") / f"{preset}.toml").read_text(encoding="utf-8"))
+    for key, text in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        known = RunConfig.model_fields
+        if section not in known or not name:
+            raise KodaError(
+                f"--set {key}: settings are named section.key{_nearest(section, list(known))}; "
+                f"the sections are {', '.join(known)}."
+            )
+        raw.setdefault(section, {})[name] = _value(text)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise KodaError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def as_toml(preset: str, config: RunConfig) -> str:
+    """The whole configuration with every default written out, each value under what it means."""
+    lines = ["# The preset that this began with.", tomli_w.dumps({"preset": preset})]
+    for section, field in type(config).model_fields.items():
+        values = getattr(config, section)
+        lines += [f"# {field.description}", f"[{section}]"]
+        for name, entry in type(values).model_fields.items():
+            comment = " ".join((entry.description or "").split())
+            lines += [f"# {comment}", tomli_w.dumps({name: values.model_dump(mode="json")[name]}).rstrip()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it; what TOML cannot read is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section = problem["loc"][0]
+        known = list(RunConfig.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
+        return f"there is no setting {path}{_nearest(problem['loc'][-1], known)}; {section} has {', '.join(known)}."
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, KodaError | ValueError) and str(cause):
+        return str(cause)
+    return f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""

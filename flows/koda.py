@@ -1,0 +1,54 @@
+"""The flow `koda`: text to a published model."""
+
+from prefect import flow
+
+from flows.config import as_toml, load
+from tasks.checkpoint import checkpoint
+from tasks.convert import convert
+from tasks.evaluate import evaluate
+from tasks.extend import extend
+from tasks.pretrain import pretrain
+from tasks.publish import publish
+from tasks.report import report
+from tasks.run import Run
+from tasks.sft import sft
+from tasks.tokenize import tokenize
+
+Overrides = dict[str, str]
+
+
+@flow(name="koda", flow_run_name="{name}", validate_parameters=False)
+def pipeline(
+    preset: str = "tiny", name: str = "tiny", start: str = "", until: str = "", overrides: Overrides | None = None
+) -> None:
+    """Text to a published model: every stage, each skipped if its result already stands.
+
+    Args:
+        preset: tiny, koda-124m or koda-1.3b.
+        name: the run's name; everything it makes lies in runs/<name>.
+        start: build this stage and those after it anew.
+        until: end with this stage.
+        overrides: settings to change, as section.key: value.
+    """
+    c = load(preset, overrides)
+    with Run(name, start=start, until=until, config_text=as_toml(preset, c)) as run:
+        tokens = tokenize(run, c.tokenize)
+        base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
+        chat = sft(run, c.sft, base, tokens)
+        long = extend(run, c.extend, chat, tokens)
+        exports = convert(run, c.convert, long, chat, tokens)
+        scores = evaluate(run, c.evaluate, long, base, tokens)
+        publish(run, c.publish, exports, scores, long, tokens)
+    report(run)
+
+
+@flow(name="koda", flow_run_name="{name}", validate_parameters=False)
+def pretraining(preset: str = "tiny", name: str = "tiny", overrides: Overrides | None = None) -> None:
+    """Text to a verified checkpoint: tokenize if it is not done, train, promote.
+
+    Args:
+        preset: tiny, koda-124m or koda-1.3b.
+        name: the run's name; everything it makes lies in runs/<name>.
+        overrides: settings to change, as section.key: value.
+    """
+    pipeline.fn(preset=preset, name=name, until="checkpoint", overrides=overrides)

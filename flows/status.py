@@ -1,0 +1,97 @@
+"""How far a run is, read from its folder alone."""
+
+import contextlib
+import fcntl
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from model.errors import KodaError
+from model.files import read_json
+from model.training.protocol import METRICS, Heartbeat, lines, restarts
+from tasks.progress import clock
+from tasks.run import RECORD, STAGES, folder_of
+
+
+def status(name: str) -> dict[str, Any]:
+    """`{name, preset, stages, step, steps, restarts, eta_seconds}`; raises KodaError where there is no such run."""
+    folder = folder_of(name)
+    if not (folder / "run.toml").is_file():
+        raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
+    config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    working = _locked(folder / ".lock")
+    stages = [_stage(folder, stage, working) for stage in STAGES]
+    beat = Heartbeat.read(folder / "pretrain")
+    steps = config["pretrain"]["steps"]
+    step = steps if stages[1]["state"] == "done" else (beat or {"step": 0})["step"]
+    return {
+        "name": name,
+        "preset": config["preset"],
+        "stages": stages,
+        "step": step,
+        "steps": steps,
+        "restarts": restarts(folder / "pretrain"),
+        "eta_seconds": _eta(folder / "pretrain", step, steps) if working else None,
+    }
+
+
+def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        record = read_json(folder / stage / RECORD)
+    begun = (folder / stage).exists() or (folder / f".{stage}.building").exists()
+    state = "done" if record else ("running" if working else "interrupted") if begun else "waiting"
+    return {"stage": stage, "state": state, "seconds": record.get("seconds"), "figures": record.get("figures", {})}
+
+
+def _eta(folder: Path, step: int, steps: int) -> float | None:
+    """Seconds to the end of pretraining at the pace of the last lines of its metrics."""
+    paced = [line for line in lines(folder / METRICS) if "loss" in line][-20:]
+    if step >= steps or len(paced) < 2 or paced[-1]["step"] == paced[0]["step"]:
+        return None
+    pace = (paced[-1]["time"] - paced[0]["time"]) / (paced[-1]["step"] - paced[0]["step"])
+    return round(pace * (steps - step), 1)
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def as_lines(found: dict[str, Any]) -> list[str]:
+    """The status as a person reads it."""
+    head = f"{found['name']} (preset {found['preset']}) · step {found['step']:,} of {found['steps']:,}"
+    if found["restarts"]:
+        head += f" · {found['restarts']} restarts"
+    if found["eta_seconds"]:
+        head += f" · {clock(found['eta_seconds'])} left in pretraining"
+    rows = []
+    for stage in found["stages"]:
+        took = clock(stage["seconds"]) if stage["seconds"] is not None else ""
+        shown = [f"{k} {v}" for k, v in stage["figures"].items() if isinstance(v, int | float) and v is not True]
+        rows.append(f"  {stage['stage']:<10} {stage['state']:<11} {took:>7}  {' · '.join(shown[:5])}")
+    return [head, *rows]
+
+
+def closing_lines(name: str) -> list[str]:
+    """What a finished run has made and where it lies; for a run that ended earlier, how far it is."""
+    folder = folder_of(name)
+    if not (folder / "publish" / RECORD).is_file():
+        return ["", *as_lines(status(name))]
+    figures = {stage: read_json(folder / stage / RECORD)["figures"] for stage in STAGES}
+    scores = figures["evaluate"]
+    return [
+        "",
+        f"{name}: {scores['bits_per_byte']:.3f} bits per byte on held-out text, {scores['ratio_to_xz']:.2f} × xz -9; "
+        f"{scores['tasks_above_chance']} of {len(scores['tasks'])} tasks above chance",
+        f"  report     {folder / 'report.html'}",
+        *(f"  {kind:<10} {folder / 'convert' / kind}" for kind in ("hf", "gguf", "mlx")),
+        f"  published  {figures['publish']['where']}",
+        f"  talk to it koda chat {name}      (.venv/bin/koda, where it is not on your PATH)",
+    ]

@@ -1,0 +1,58 @@
+"""Causal grouped-query attention (Vaswani et al. 2017; Ainslie et al. 2023), in the form that each backend runs best.
+
+Letters in names: B batch, T query time, S key time, H query heads, K key/value heads, G query heads per key/value
+head, A head size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 64  # queries taken together on a CPU: the scores above the diagonal are then mostly never computed
+MASKED = -1e30  # finite, so that a row without a key gives no NaN
+
+
+def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    """Each position attends to itself and what came before it; with `segments_BT`, only within its own segment.
+
+    Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
+    """
+    if jax.default_backend() == "gpu":
+        mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        return jax.nn.dot_product_attention(
+            q_BTHA, k_BTKA, v_BTKA, mask=mask, is_causal=True, implementation="cudnn" if mask is None else None
+        )
+    return jnp.concatenate(
+        [
+            _block(q_BTHA, k_BTKA, v_BTKA, segments_BT, start, min(start + BLOCK, q_BTHA.shape[1]))
+            for start in range(0, q_BTHA.shape[1], BLOCK)
+        ],
+        axis=1,
+    )
+
+
+def _block(
+    q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT: jax.Array | None, start: int, stop: int
+) -> jax.Array:
+    """Attention of the queries `start … stop` over the keys they may see."""
+    visible = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
+    mask_BTS = visible[None]
+    if segments_BT is not None:
+        mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop])
+    return grouped_attention(q_BTHA[:, start:stop], k_BTKA[:, :stop], v_BTKA[:, :stop], mask_BTS)
+
+
+def grouped_attention(q_BTHA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Attention under any mask (True: may see), `[batch, time, heads, head_dim]`.
+
+    The query heads of a group are folded into the time axis, so that one matrix product serves the whole group.
+    """
+    b, t, h, a = q_BTHA.shape
+    k = k_BSKA.shape[2]
+    g = h // k
+    q_BKXA = q_BTHA.reshape(b, t, k, g, a).transpose(0, 2, 3, 1, 4).reshape(b, k, g * t, a)
+    scores_BKXS = jnp.einsum("bkxa,bska->bkxs", q_BKXA, k_BSKA, preferred_element_type=jnp.float32) * a**-0.5
+    scores_BKGTS = scores_BKXS.reshape(b, k, g, t, -1)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED)
+    weights_BKXS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTHA.dtype).reshape(b, k, g * t, -1)
+    y_BKXA = jnp.einsum("bkxs,bska->bkxa", weights_BKXS, v_BSKA)
+    return y_BKXA.reshape(b, k, g, t, a).transpose(0, 3, 1, 2, 4).reshape(b, t, h, a)

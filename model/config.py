@@ -1,0 +1,82 @@
+"""The shape of a network, in the names that transformers gives its fields."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from model.errors import KodaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """A LLaMA-style decoder (Touvron et al. 2023): everything that decides the shapes and the arithmetic.
+
+    Raises KodaError for a shape that cannot be built, naming the field.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            fits = [n for n in (heads // kv_heads * kv_heads, (heads // kv_heads + 1) * kv_heads) if n]
+            raise KodaError(
+                f"model.num_attention_heads = {heads} is not a multiple of model.num_key_value_heads = {kv_heads}.\n"
+                "Grouped-query attention shares each key/value head among an equal number of query heads; "
+                f"{' or '.join(map(str, fits))} would fit."
+            )
+        if self.hidden_size % heads:
+            raise KodaError(
+                f"model.hidden_size = {self.hidden_size} is not a multiple of model.num_attention_heads = {heads}: "
+                f"every head has the same size. {self.hidden_size // heads * heads or heads} would fit."
+            )
+        if self.head_dim % 2:
+            raise KodaError(
+                f"model.hidden_size = {self.hidden_size} over model.num_attention_heads = {heads} gives heads of size "
+                f"{self.head_dim}. Rotary positions turn pairs of numbers, so the size must be even."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network holds; a tied embedding counts once."""
+        width, kv_width = self.hidden_size, self.num_key_value_heads * self.head_dim
+        attention = 2 * width * width + 2 * width * kv_width
+        block = attention + 3 * width * self.intermediate_size + 2 * width
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
+        return embeddings + self.num_hidden_layers * block + width
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the network is computed; it changes speed and memory, and never the shape of a checkpoint."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    scan: bool = False
+
+
+# PEFT's names of the matrices (transformers' module names), and where they stand in a Block.
+LORA_TARGETS = {
+    "q_proj": ("attention", "query"),
+    "k_proj": ("attention", "key"),
+    "v_proj": ("attention", "value"),
+    "o_proj": ("attention", "out"),
+    "gate_proj": ("mlp", "gate"),
+    "up_proj": ("mlp", "up"),
+    "down_proj": ("mlp", "down"),
+}

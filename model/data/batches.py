@@ -1,0 +1,67 @@
+"""Batches by step number: row r of step s depends on (seed, s, r) alone, so that resuming is one integer."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model.data.order import row_at
+from model.data.shards import STARTS, TRAINED, Shards
+from model.errors import KodaError
+
+
+class Batch(NamedTuple):
+    """What one step learns from; `inputs` and `targets` are the same text, one token apart."""
+
+    inputs_BT: Any  # int32; numpy arrays when made, JAX's inside a compiled step
+    targets_BT: Any  # int32
+    weights_BT: Any  # float32: how much each target counts in the loss
+    segments_BT: Any  # int32, or None: attention stays within a segment
+
+
+class Batches:
+    """The batches of a folder of shards.
+
+    Unmarked shards are cut every `sequence_length` tokens, each row reading one token further to have its last
+    target. Marked ones (conversations) were packed into rows of `sequence_length + 1`, and stay in them.
+    """
+
+    def __init__(self, folder: Path, *, batch_size: int, sequence_length: int, seed: int, isolate: int | None = None):
+        """`isolate` is the end-of-text token: attention then does not cross from one document into the next."""
+        self.shards = Shards(folder)
+        self.batch_size, self.sequence_length, self.seed, self.isolate = batch_size, sequence_length, seed, isolate
+        self.stride = sequence_length + (self.shards.marks is not None)
+        self.rows = (len(self.shards) - (self.stride == sequence_length)) // self.stride
+        if self.rows < 1:
+            raise KodaError(
+                f"{folder} holds {len(self.shards)} tokens, too few for one row of {sequence_length + 1}: "
+                "give it more text, or a smaller model.max_position_embeddings."
+            )
+
+    def __getitem__(self, step: int) -> Batch:
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.take(row_at(positions, self.rows, self.seed))
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The rows of these numbers, in the order they lie in the shards."""
+        read = [self.shards.read(int(row) * self.stride, self.sequence_length + 1) for row in rows]
+        tokens_BS = np.stack([tokens for tokens, _ in read])
+        if (largest := int(tokens_BS.max())) >= self.shards.manifest["vocab_size"]:
+            raise KodaError(f"a shard holds token {largest}, outside the vocabulary. Run the tokenize stage again.")
+        inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+        segments_BT = None
+        if self.shards.marks is None:
+            weights_BT = np.ones(targets_BT.shape, np.float32)
+            if self.isolate is not None:
+                segments_BT = np.cumsum(inputs_BT == self.isolate, axis=1) - (inputs_BT == self.isolate)
+        else:
+            marks_BS = np.stack([marks for _, marks in read if marks is not None])
+            weights_BT = (marks_BS[:, 1:] & TRAINED).astype(np.float32)
+            segments_BT = np.cumsum((marks_BS[:, :-1] & STARTS) > 0, axis=1)
+        return Batch(inputs_BT, targets_BT, weights_BT, None if segments_BT is None else segments_BT.astype(np.int32))
+
+    def fingerprint(self) -> str:
+        """Two runs with this in common read the same batches; a checkpoint carries it."""
+        facts = f"{self.shards.fingerprint()} {self.sequence_length} {self.batch_size} {self.seed} {self.isolate}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:32]

@@ -1,0 +1,75 @@
+"""The chat template, written once: training, `koda chat` and every export speak it.
+
+Markers are plain text, so that no vocabulary has to grow. A marker ends in a line break and what is said is trimmed,
+so that GPT-2's pre-tokenizer never joins the two, and the tokens of the whole text are the tokens of its parts.
+"""
+
+from typing import NamedTuple
+
+from jinja2 import Environment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from model.data.tokenizer import END_OF_TEXT, encode_plain, end_of_text
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '### Assistant:\\n' + message['content'] | trim + eos_token }}"
+    "{% elif message['role'] == 'system' %}"
+    "{{ '### System:\\n' + message['content'] | trim + '\\n\\n' }}"
+    "{% else %}"
+    "{{ '### User:\\n' + message['content'] | trim + '\\n\\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+_ENVIRONMENT: Environment = ImmutableSandboxedEnvironment()
+_COMPILED = _ENVIRONMENT.from_string(TEMPLATE)
+_ANSWER = _COMPILED.render(messages=[], add_generation_prompt=True)  # the marker that an answer follows
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
+
+
+class Tokens(NamedTuple):
+    """A conversation as token ids, and for each whether the model learns to say it."""
+
+    ids: list[int]
+    trained: list[bool]
+
+
+def prompt(messages: list[Message]) -> str:
+    """The text that a model continues to give the next answer."""
+    return _COMPILED.render(messages=messages, eos_token=END_OF_TEXT, add_generation_prompt=True)
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+    """The token ids of `prompt`; a message that spells the end-of-text token gets its letters."""
+    return _encode(tokenizer, messages, _ANSWER).ids
+
+
+def encode(tokenizer: Tokenizer, messages: list[Message]) -> Tokens:
+    """The token ids of a conversation. What the assistant says is trained, and so is the token that ends it."""
+    return _encode(tokenizer, messages, "")
+
+
+def _encode(tokenizer: Tokenizer, messages: list[Message], last: str) -> Tokens:
+    ids: list[int] = []
+    trained: list[bool] = []
+
+    def add(text: str, learn: bool, *more: int) -> None:
+        new = [*(encode_plain(tokenizer, [text])[0] if text else []), *more]
+        ids.extend(new)
+        trained.extend([learn] * len(new))
+
+    heard = ""  # encoded in one piece up to an answer: the pre-tokenizer looks ahead over line breaks
+    for message in messages:
+        text = _COMPILED.render(messages=[message], eos_token="", add_generation_prompt=False)
+        if message["role"] == "assistant":
+            add(heard + _ANSWER, False)
+            add(text.removeprefix(_ANSWER), True, end_of_text(tokenizer))
+            heard = ""
+        else:
+            heard += text
+    add(heard + last, False)
+    return Tokens(ids, trained)

@@ -1,0 +1,48 @@
+"""The one place that knows what transformers calls Koda's weights; GGUF, MLX and PEFT names derive from these."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from model.config import LORA_TARGETS
+
+# Koda's path inside a block → transformers' module inside a layer.
+NORMS = {("attention_norm",): "input_layernorm", ("mlp_norm",): "post_attention_layernorm"}
+MODULES = {path: f"{'self_attn' if path[0] == 'attention' else 'mlp'}.{name}" for name, path in LORA_TARGETS.items()}
+
+
+def to_hf(params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor as transformers stores it, one at a time: matrices as `[outputs, inputs]`.
+
+    `params` are the nested dicts of a Llama; a tied head is not written a second time.
+    """
+    yield "model.embed_tokens.weight", np.asarray(params["embedding"])
+    layers = params["layers"]
+    for number in range(layers["attention_norm"]["scale"].shape[0]):
+        for (norm,), name in NORMS.items():
+            yield f"model.layers.{number}.{name}.weight", np.asarray(layers[norm]["scale"][number])
+        for (part, matrix), name in MODULES.items():
+            yield f"model.layers.{number}.{name}.weight", np.asarray(layers[part][matrix]["kernel"][number]).T
+    yield "model.norm.weight", np.asarray(params["norm"]["scale"])
+    if "head" in params:
+        yield "lm_head.weight", np.asarray(params["head"])
+
+
+def from_hf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Any]:
+    """The nested dicts of a Llama from transformers' tensors; the inverse of `to_hf`."""
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([tensors[f"model.layers.{number}.{name}.weight"] for number in range(layers)])
+
+    blocks: dict[str, Any] = {norm: {"scale": stacked(name)} for (norm,), name in NORMS.items()}
+    for (part, matrix), name in MODULES.items():
+        blocks.setdefault(part, {})[matrix] = {"kernel": stacked(name).swapaxes(1, 2)}
+    params = {
+        "embedding": tensors["model.embed_tokens.weight"],
+        "layers": blocks,
+        "norm": {"scale": tensors["model.norm.weight"]},
+    }
+    if "lm_head.weight" in tensors:
+        params["head"] = tensors["lm_head.weight"]
+    return params

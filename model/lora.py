@@ -1,0 +1,46 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a small trainable update beside each frozen matrix."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.config import LORA_TARGETS
+from model.llama import Linear, Llama
+
+
+class Lora(nnx.Module):
+    """x · A · B · (alpha / rank): A `[layers, inputs, rank]`, B `[layers, rank, outputs]`, B zero at the start."""
+
+    def __init__(self, kernel_LIO: jax.Array, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        layers, inputs, outputs = kernel_LIO.shape
+        bound = inputs**-0.5
+        self.a = nnx.LoRAParam(jax.random.uniform(rngs.params(), (layers, inputs, rank), minval=-bound, maxval=bound))
+        self.b = nnx.LoRAParam(jnp.zeros((layers, rank, outputs)))
+        self.scale = alpha / rank
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (x @ self.a.astype(x.dtype)) @ self.b.astype(x.dtype) * self.scale
+
+
+def adapted(model: Llama, targets: tuple[str, ...]) -> Iterator[tuple[str, Linear]]:
+    """The stacked matrices that go by these PEFT names."""
+    for name in targets:
+        part, matrix = LORA_TARGETS[name]
+        yield name, getattr(getattr(model.layers, part), matrix)
+
+
+def add_lora(model: Llama, rank: int, alpha: float, targets: tuple[str, ...], *, rngs: nnx.Rngs) -> None:
+    """Put an update that is still zero beside each target matrix."""
+    for _, linear in adapted(model, targets):
+        linear.lora = Lora(linear.kernel[...], rank, alpha, rngs=rngs)
+
+
+def merge_lora(model: Llama) -> None:
+    """Add each update into its matrix and take the adapters away; the network's function stays the same."""
+    for _, linear in adapted(model, tuple(LORA_TARGETS)):
+        if isinstance(linear.lora, Lora):
+            update_LIO = jnp.einsum("lir,lro->lio", linear.lora.a[...], linear.lora.b[...]) * linear.lora.scale
+            linear.kernel[...] = linear.kernel[...] + update_LIO
+            linear.lora = None

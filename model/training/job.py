@@ -1,0 +1,71 @@
+"""What one training process is told: everything, written out, in one file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import Compute, LlamaConfig
+from model.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How weights are learned; a section of the configuration has the same names, with their defaults and reasons."""
+
+    steps: int
+    batch_size: int  # rows in a step
+    learning_rate: float
+    optimizer: str  # adamw | muon
+    schedule: str  # wsd | cosine
+    warmup_steps: int
+    decay_fraction: float  # of the steps, at the end, for wsd
+    weight_decay: float
+    clip_norm: float
+    z_loss: float
+    seed: int
+    isolate_documents: bool
+    save_every_steps: int
+    save_every_minutes: float
+    keep_checkpoints: int
+    log_every_steps: int
+    evaluate_every_steps: int
+    evaluate_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training from step 0 to `recipe.steps`, whatever happens in between."""
+
+    folder: str  # checkpoints, metrics and events lie here
+    train: str  # shards to learn from
+    heldout: str  # shards to measure on
+    sequence_length: int
+    end_of_text: int
+    model: LlamaConfig
+    compute: Compute
+    recipe: Recipe
+    init: str | None = None  # weights to begin with; None: random ones
+    lora: LoraRecipe | None = None  # train only low-rank updates
+    cache: str | None = None  # XLA's persistent compilation cache
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> "Job":
+        raw: dict[str, Any] = read_json(path)
+        lora = raw.pop("lora")
+        return Job(
+            model=LlamaConfig(**raw.pop("model")),
+            compute=Compute(**raw.pop("compute")),
+            recipe=Recipe(**raw.pop("recipe")),
+            lora=LoraRecipe(**{**lora, "targets": tuple(lora["targets"])}) if lora else None,
+            **raw,
+        )

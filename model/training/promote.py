@@ -1,0 +1,60 @@
+"""From the last checkpoint of a finished training to weights that the stages after it may trust."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model import arrays, weights
+from model.errors import KodaError
+from model.llama import Llama
+from model.lora import merge_lora
+from model.training.job import Job
+from model.training.loop import Training, heldout_loss
+
+# Recorded and measured on the same kind of machine the two are equal to the bit; another backend sums in another order.
+TOLERANCE = 1e-3
+
+
+def finished(job: Job) -> tuple[Training, dict[str, Any]]:
+    """The training at its last step, and what its checkpoint recorded. Raises KodaError if it never got there."""
+    training = Training(job)
+    found = training.checkpoints.restore(training.state)
+    if found is None or found[0] != job.recipe.steps:
+        at = "none" if found is None else f"step {found[0]}"
+        raise KodaError(f"{job.folder} has no whole checkpoint of its last step {job.recipe.steps} (newest: {at}).")
+    training.state = jax.tree.map(jnp.asarray, found[1])
+    return training, arrays.facts(training.checkpoints.folder / str(found[0]))
+
+
+def trained(training: Training) -> Llama:
+    """The network with what it learned; low-rank updates are still beside their matrices."""
+    return weights.build(training.graph, training.abstract, training.frozen, training.state.params)
+
+
+def promote(job: str, out: str) -> dict[str, Any]:
+    """Verify the finished training of `job` (a file) and write its weights to `out`; returns the figures.
+
+    Verified: every array whole and finite, and the held-out loss the one that was recorded.
+    """
+    training, facts = finished(Job.read(Path(job)))
+    for name, leaf in arrays.flatten(training.state.params).items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise KodaError(f"{training.checkpoints.folder}: {name} holds numbers that are not finite.")
+    measured, recorded = heldout_loss(training, training.recipe.evaluate_rows), facts["heldout_loss"]
+    if abs(measured - recorded) > TOLERANCE:
+        raise KodaError(
+            f"{training.checkpoints.folder}: the held-out loss is {measured:.4f}, recorded was {recorded:.4f}. "
+            "The held-out text or the code has changed since the training; run --from pretrain."
+        )
+    model = trained(training)
+    merge_lora(model)
+    weights.save(Path(out), model, step=facts["step"])
+    return {
+        "step": facts["step"],
+        "heldout_loss": round(measured, 6),
+        "recorded_heldout_loss": round(recorded, 6),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+    }

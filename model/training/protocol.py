@@ -1,0 +1,82 @@
+"""What a training process and whoever watches it agree on: exit codes, the heartbeat, the diary of events."""
+
+import ctypes
+import json
+import os
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from model.files import read_json
+
+DONE = 0
+PREEMPTED = 75  # asked to stop, saved, and left
+ROLLED_BACK = 76  # bad numbers in a row: start again, behind that window of data
+UNUSABLE = 78  # a configuration that no retry can mend; the last line of the log says what
+
+HEARTBEAT = "heartbeat.json"
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class Heartbeat:
+    """A file that says: alive, at this step, in this phase (start, compile, train, save, evaluate)."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / HEARTBEAT
+
+    def beat(self, phase: str, step: int, until: int) -> None:
+        beside = self.path.with_suffix(".new")
+        beside.write_text(
+            json.dumps({"pid": os.getpid(), "phase": phase, "step": step, "until": until, "time": time.time()})
+        )
+        beside.replace(self.path)
+
+    @staticmethod
+    def read(folder: Path) -> dict[str, Any] | None:
+        """The last beat, or None where there never was one."""
+        try:
+            return read_json(folder / HEARTBEAT)
+        except (OSError, ValueError):
+            return None
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add one JSON line, in a single write, so that two writers never mix."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(line) + "\n").encode())
+
+
+def event(folder: Path, name: str, step: int, **more: Any) -> None:
+    """Write into the diary: what happened, when, at which step, and why."""
+    append(folder / EVENTS, {"time": time.time(), "event": name, "step": step, **more})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a diary or of the metrics; one that a crash cut short is left out."""
+    found = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one dies (Linux)."""
+    pr_set_pdeathsig = 1
+    try:
+        ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGTERM)
+    except OSError:
+        return
+
+
+def restarts(folder: Path) -> int:
+    """How often a training was started again after a life that did not reach its end."""
+    starts = [line["event"] for line in lines(folder / EVENTS) if line["event"] in ("life", "done")]
+    return sum(a == b == "life" for a, b in pairwise(starts))

@@ -1,0 +1,89 @@
+"""Plots as SVG text, in colours that read on light and on dark paper."""
+
+import io
+import re
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#8a94a3"
+INK = "#123456"  # stands for the page's own text colour, and is replaced by it
+
+
+def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GREY)
+    axes.tick_params(colors=INK)
+    axes.grid(color=GREY, alpha=0.2)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "koda"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return re.sub(r"(?s)^.*?(?=<svg)", "", text).replace(INK, "currentColor")
+
+
+def _labels(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=INK)
+
+
+def curve(metrics: list[dict[str, Any]], restarts: list[int]) -> str:
+    """Training and held-out loss by step."""
+    figure, axes = _figure()
+    trained = [line for line in metrics if "loss" in line]
+    heldout = [line for line in metrics if "heldout_loss" in line]
+    axes.plot([m["step"] for m in trained], [m["loss"] for m in trained], color=BLUE, linewidth=1, label="training")
+    axes.plot([m["step"] for m in heldout], [m["heldout_loss"] for m in heldout], "o-", color=ORANGE, label="held-out")
+    for step in restarts:
+        axes.axvline(step, color=GREY, linewidth=1)
+    _labels(axes, "step", "loss, nats per token")
+    return _svg(figure)
+
+
+def positions(found: dict[str, list[float]]) -> str:
+    """Held-out loss by position, one line for each way of reading further."""
+    figure, axes = _figure()
+    edges = found["edges"]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    names = [name for name in found if name != "edges"]
+    for name, colour in zip(names, (GREY, BLUE, GREEN), strict=False):
+        axes.plot(middles, found[name], "o-", color=colour, label=name)
+    axes.axvline(edges[-1] / 2, color=GREY, linewidth=1, linestyle="--")
+    _labels(axes, "position, tokens", "loss, nats per token")
+    return _svg(figure)
+
+
+def bars(tasks: dict[str, dict[str, Any]]) -> str:
+    """Accuracy of each task with its standard error, and the level of chance."""
+    figure, axes = _figure(2.8)
+    names = list(tasks)
+    axes.bar(
+        names,
+        [100 * tasks[n]["acc"] for n in names],
+        yerr=[200 * tasks[n]["stderr"] for n in names],
+        color=BLUE,
+        ecolor=INK,
+        capsize=3,
+        label="accuracy, ± 2 standard errors",
+    )
+    axes.plot(names, [100 * tasks[n]["chance"] for n in names], "_", color=ORANGE, markersize=40, label="chance")
+    _labels(axes, "", "%")
+    return _svg(figure)

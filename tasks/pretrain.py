@@ -1,0 +1,88 @@
+"""Stage 2: token shards → a trained checkpoint, in segments that are restarted until they are done."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from model.config import Compute, LlamaConfig
+from model.training.job import Job
+from tasks.run import Built
+from tasks.section import Section
+from tasks.stage import stage
+from tasks.train import TrainSection, run_training
+
+
+class Model(Section):
+    """The network's shape, in transformers' names; the vocabulary's size is the tokenizer's."""
+
+    hidden_size: PositiveInt = 192
+    """Width of the stream that the layers read and write. A multiple of 256 suits every quantised export."""
+    num_hidden_layers: PositiveInt = 4
+    """How many blocks of attention and feed-forward."""
+    num_attention_heads: PositiveInt = 6
+    """Query heads; they share hidden_size among them."""
+    num_key_value_heads: PositiveInt = 3
+    """Key/value heads; each serves an equal number of query heads (grouped-query attention)."""
+    intermediate_size: PositiveInt = 512
+    """Inner width of the SwiGLU feed-forward."""
+    max_position_embeddings: Annotated[int, Field(ge=16)] = 128
+    """Context: tokens in a training row, and how far the base model can look back."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary frequencies."""
+    rms_norm_eps: PositiveFloat = 1e-5
+    """Added under the root in every norm."""
+    tie_word_embeddings: bool = True
+    """Read tokens in and out with the same matrix: for small models, whose vocabulary would be most of them."""
+
+    @model_validator(mode="after")
+    def buildable(self) -> "Model":
+        self.llama(vocab_size=1)
+        return self
+
+    def llama(self, vocab_size: int) -> LlamaConfig:
+        return LlamaConfig(vocab_size=vocab_size, **self.model_dump())
+
+
+class Pretrain(TrainSection):
+    steps: PositiveInt = 2000
+    """Optimizer steps. Tokens seen = steps × batch_size × model.max_position_embeddings."""
+    segments: PositiveInt = 2
+    """Task runs that the steps are cut into. Half an hour or more each, and the restarts are lost in the noise."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights and optimizer are float32 either way. bfloat16 on GPUs."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
+    scan: bool = False
+    """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
+    isolate_documents: bool = False
+    """Attention does not cross from one document of a row into the next."""
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of log²Z in the loss, which keeps logits small in long bfloat16 runs (1e-4 is usual)."""
+
+
+def segment_ends(steps: int, segments: int) -> list[int]:
+    """The step that each segment ends at.
+
+    >>> segment_ends(10, 3)
+    [4, 7, 10]
+    """
+    return [math.ceil(steps * number / segments) for number in range(1, segments + 1)]
+
+
+@stage(version=1, resumes=True)
+def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict[str, Any]:
+    """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment."""
+    job = Job(
+        folder=str(out),
+        train=str(tokens / "train"),
+        heldout=str(tokens / "heldout"),
+        sequence_length=model.max_position_embeddings,
+        end_of_text=tokens.figures["end_of_text"],
+        model=model.llama(tokens.figures["vocab_size"]),
+        compute=Compute(dtype=settings.dtype, remat=settings.remat, scan=settings.scan),
+        recipe=settings.recipe(),
+    )
+    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments))
+    return {"parameters": job.model.parameters, **figures}

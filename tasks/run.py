@@ -1,0 +1,193 @@
+"""A run: one folder that holds everything it makes, and the rule by which a stage is skipped or built."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from model.errors import KodaError
+from model.files import listing, read_json, replace_folder, write_json
+from tasks.section import Section
+
+STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
+RECORD = "stage.json"
+PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
+
+
+class Reached(Exception):
+    """The stage that the run was asked to end with is done."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished stage, as the stages after it see it: small, and never an array."""
+
+    stage: str
+    folder: Path
+    key: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def __truediv__(self, path: str) -> Path:
+        """A file of the stage: `tokens / "tokenizer.json"`."""
+        return self.folder / path
+
+
+class Run:
+    """The folder `runs/<name>`, held by one process at a time while the `with` block lasts."""
+
+    def __init__(self, name: str, *, start: str = "", until: str = "", config_text: str = ""):
+        """`start`: build this stage and those after it anew, and take the ones before it as they stand.
+
+        `until`: leave the `with` block, without an error, once this stage is done.
+        """
+        for stage in filter(None, (start, until)):
+            if stage not in STAGES:
+                raise KodaError(f"no stage is called {stage!r}; the stages are {', '.join(STAGES)}.")
+        self.name, self.folder = name, folder_of(name)
+        self.start, self.until = start, until
+        self._config_text = config_text
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "Run":
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        self._lock = hold(self.folder / ".lock", f"runs/{self.name}")
+        if self._config_text:
+            (self.folder / "run.toml").write_text(self._config_text, encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if self._lock:
+            self._lock.close()
+        return kind is not None and issubclass(kind, Reached)
+
+    def key(self, stage: str, version: int, inputs: tuple[Any, ...]) -> str:
+        """What decides a stage's result: its settings, the keys of the stages it reads, the version of its code."""
+        parts = [i.key if isinstance(i, Built) else i.decisive() if isinstance(i, Section) else i for i in inputs]
+        return hashlib.sha256(json.dumps([stage, version, parts], sort_keys=True).encode()).hexdigest()
+
+    def standing(self, stage: str, key: str) -> Built | None:
+        """The stage's result if it is to be taken as it is: the right key, and every file whole."""
+        if self.start and STAGES.index(stage) < STAGES.index(self.start):
+            built = read_built(self.folder, stage)
+            if built is None:
+                raise KodaError(f"--from {self.start} takes {stage} as it stands, but runs/{self.name} has none yet.")
+            return built
+        if self.start:
+            return None
+        built = read_built(self.folder, stage)
+        return built if built and built.key == key and whole(built.folder) else None
+
+    def build(self, stage: str, key: str, resumes: bool, body: Callable[[Path], dict[str, Any]]) -> Built:
+        """Let `body` fill a folder, record what it made, and put the folder in its place.
+
+        A stage that `resumes` works in its own place, so that a later life finds what an earlier one left; what
+        stands there under another key is set aside, not removed.
+        """
+        place = self.folder / stage
+        work = place if resumes else self.folder / f".{stage}.building"
+        if resumes:
+            self._make_room(place, key)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        began = time.time()
+        figures = body(work)
+        record = {
+            "stage": stage,
+            "key": key,
+            "seconds": round(time.time() - began, 2),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "figures": figures,
+            "versions": versions(),
+            "outputs": {
+                path: facts
+                for path, facts in listing(work).items()
+                if path not in (RECORD, "building.json") and not Path(path).name.startswith(".")
+            },
+        }
+        write_json(work / RECORD, record)
+        if not resumes:
+            replace_folder(work, place)
+        return Built(stage, place, key, figures)
+
+    def _make_room(self, place: Path, key: str) -> None:
+        marker = place / "building.json"
+        if marker.is_file() and read_json(marker)["key"] == key and not self.start:
+            return
+        if place.exists():
+            old = read_json(marker)["key"][:8] if marker.is_file() else "unknown"
+            aside = place.with_name(f"{place.name}.{old}")
+            for number in range(2, 1000):
+                if not aside.exists():
+                    break
+                aside = place.with_name(f"{place.name}.{old}-{number}")
+            place.rename(aside)
+        place.mkdir()
+        write_json(marker, {"key": key})
+
+
+def root() -> Path:
+    """Where runs lie: `runs` in the current folder, or what KODA_RUNS says."""
+    return Path(os.environ.get("KODA_RUNS", "runs"))
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a run. Raises KodaError for a name that would lie anywhere else."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise KodaError(
+            f"--name {name!r} cannot be a run's name: letters, digits, '.', '_' and '-', up to 64, "
+            "beginning with a letter or digit."
+        )
+    return root() / name
+
+
+def hold(path: Path, what: str) -> IO[str]:
+    """Lock a file for as long as this process lives. Raises KodaError, saying who holds it and since when."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise KodaError(
+            f"{what} is being worked on by {holder}. Wait for it, or give this run another --name."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}\n")
+    file.flush()
+    return file
+
+
+def read_built(run_folder: Path, stage: str) -> Built | None:
+    """The finished stage in a run's folder, or None."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        record = read_json(run_folder / stage / RECORD)
+        return Built(stage, run_folder / stage, record["key"], record["figures"])
+    return None
+
+
+def whole(folder: Path) -> bool:
+    """Are all outputs that a stage recorded there, with the bytes that it recorded?"""
+    outputs = read_json(folder / RECORD)["outputs"]
+    there = listing(folder)
+    return all(there.get(path) == facts for path, facts in outputs.items())
+
+
+def versions() -> dict[str, str]:
+    """The interpreter and the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,27 @@
+"""Sections of the configuration: each stage's settings stand beside the stage, in `tasks/<stage>.py`."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+# A setting that changes how a stage goes about its work and not what it makes: it is left out of the stage's key.
+OPERATIONAL: dict[str, Any] = {"operational": True}
+
+
+class Section(BaseModel):
+    """Settings of one stage. The docstring under a field is its help, its title in the UI, its comment in run.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def fingerprint(self) -> str:
+        """What the stage reads besides its settings and the stages before it: a corpus, a file."""
+        return ""
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what the stage makes."""
+        operational = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
+        }
+        return {**self.model_dump(mode="json", exclude=operational), "reads": self.fingerprint()}

@@ -1,0 +1,127 @@
+"""Start a process, watch it, and judge how it ended. The one way this project runs JAX under a flow.
+
+The flow's own process imports no JAX: a crash, a segfault or the OOM killer then takes the child only. Its output goes
+to a file, never a pipe, so that it outlives whoever reads.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model.errors import KodaError
+from model.files import read_json, write_json
+from model.training.protocol import DONE, PREEMPTED, UNUSABLE, Heartbeat
+
+GRACE = 20.0  # seconds to save and leave after SIGTERM; Prefect kills the flow after 30
+# Seconds without a beat after which a process counts as hung, by what it said it was doing.
+PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.0, "train": 300.0}
+
+
+class ProcessFailed(Exception):
+    """The process ended in a way that a fresh start may mend; the message says how, and shows the end of its log."""
+
+
+def supervise(
+    command: list[str],
+    log: Path,
+    *,
+    folder: Path | None = None,
+    tick: Callable[[], None] = lambda: None,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
+
+    Raises KodaError for a configuration no retry can mend, ProcessFailed for anything else but success. If this
+    process is told to end, the child is told to save and leave, and has GRACE seconds for it.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        )
+    began = time.time()
+    hung = False
+    try:
+        while child.poll() is None:
+            try:
+                child.wait(0.5)
+            except subprocess.TimeoutExpired:
+                tick()
+                if folder is not None and _silent(folder, child.pid, began):
+                    hung = True
+                    _signal(child, signal.SIGKILL)
+    except BaseException:
+        _end(child)
+        raise
+    _judge(child.returncode, hung, command, log)
+
+
+def call(function: str, log: Path, **arguments: Any) -> Any:
+    """Call `package.module:function` in a process of its own; arguments and result are what JSON can say, and paths."""
+    with tempfile.TemporaryDirectory() as scratch:
+        order, result = Path(scratch) / "call.json", Path(scratch) / "result.json"
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+        write_json(
+            order,
+            {
+                "function": function,
+                "arguments": plain,
+                "result": str(result),
+            },
+        )
+        supervise([sys.executable, "-m", "model.process", str(order)], log)
+        return read_json(result)
+
+
+def _silent(folder: Path, pid: int, began: float) -> bool:
+    beat = Heartbeat.read(folder)
+    if beat is None or beat["pid"] != pid:
+        return time.time() - began > PATIENCE["start"]
+    return time.time() - beat["time"] > PATIENCE[beat["phase"]]
+
+
+def _signal(child: subprocess.Popen, number: signal.Signals) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the child to save and leave; one that does not is left to the lock on its folder and the kernel."""
+    if child.poll() is not None:
+        return
+    _signal(child, signal.SIGTERM)
+    try:
+        child.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        _signal(child, signal.SIGKILL)
+
+
+def _judge(code: int, hung: bool, command: list[str], log: Path) -> None:
+    if code == DONE:
+        return
+    tail = log.read_text(encoding="utf-8", errors="replace").strip()[-3000:]
+    if code == UNUSABLE:
+        message = tail.rpartition("koda: ")[2]
+        raise KodaError(message or f"{' '.join(command[1:4])} refused its configuration; see {log}")
+    if hung:
+        how = "gave no sign of life and was killed"
+    elif code == PREEMPTED:
+        how = "was told to stop, and saved"
+    elif code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    else:
+        how = f"ended with exit code {code}"
+    raise ProcessFailed(f"{' '.join(command[1:4])} {how}. The end of {log}:\n{tail}")

@@ -1,0 +1,144 @@
+"""Training under supervision: the same for pretraining, fine-tuning and adaptation to a longer context."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from model.errors import KodaError
+from model.training.job import Job, Recipe
+from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
+from tasks.progress import progress
+from tasks.section import OPERATIONAL, Section
+from tasks.stage import worth_retrying
+from tasks.supervise import supervise
+
+WITHOUT_PROGRESS = 3  # lives that end at the same step before the run is given up
+
+
+class TrainSection(Section):
+    """The settings that every training has."""
+
+    batch_size: PositiveInt = 8
+    """Rows in a step."""
+    learning_rate: PositiveFloat = 4e-3
+    """Peak learning rate, for all weights; Muon's updates are scaled to AdamW's size."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the layers' matrices with AdamW for the rest, or AdamW for everything."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Warm-up, plateau and linear decay to zero; or warm-up and a cosine down to a tenth."""
+    warmup_steps: NonNegativeInt = 50
+    """Steps over which the rate rises to its peak."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Share of the steps, at the end, over which `wsd` falls to zero."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decay of the layers' matrices; norms, embeddings and the head never decay."""
+    clip_norm: PositiveFloat = 1.0
+    """A gradient whose norm is larger is scaled down to it."""
+    seed: NonNegativeInt = 0
+    """Decides the first weights and the order of the rows."""
+    save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
+    """A permanent save each so many steps."""
+    save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
+    """A temporary save by the clock; it replaces the one before it. What a crash can cost at most."""
+    keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
+    """How many permanent saves are kept; the newest good one always is."""
+    log_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 10
+    """A line in metrics.jsonl each so many steps."""
+    evaluate_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 250
+    """A measurement of the held-out loss each so many steps."""
+    evaluate_rows: PositiveInt = 128
+    """Held-out rows in that measurement."""
+
+    def recipe(self) -> Recipe:
+        known = {"z_loss": 0.0, "isolate_documents": False, **self.model_dump()}
+        return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
+
+
+def run_training(label: str, job: Job, ends: list[int]) -> dict[str, Any]:
+    """Train to each of `ends` in turn, each a Prefect task run that starts again after a crash; returns the figures."""
+    folder = Path(job.folder)
+    order = folder / "job.json"
+    job.write(order)
+    began = 0
+    for number, end in enumerate(ends, 1):
+        segment.with_options(
+            name=label,
+            task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}-{end:,}",
+        )(label, str(order), str(folder), end)
+        began = end
+    return figures(folder, job)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=1000,  # the real budget counts restarts without progress, and is kept in `segment`
+    retry_delay_seconds=[1, 2, 4, 8, 15, 30, 60],
+    retry_jitter_factor=0.3,
+    retry_condition_fn=worth_retrying,
+)
+def segment(label: str, order: str, folder: str, end: int) -> None:
+    """One supervised life of the training process, to step `end`. A crash fails the task, and Prefect retries it."""
+    where = Path(folder)
+    _spend(where)
+    with progress(label, end) as watch:
+        supervise(
+            [sys.executable, "-m", "model.training", order, str(end)],
+            where / "training.log",
+            folder=where,
+            tick=lambda: _show(where, watch),
+        )
+
+
+def _spend(folder: Path) -> None:
+    """Count the lives that ended in a crash since the last progress; raises KodaError when they are spent.
+
+    Whoever starts a run again that was given up gets a new budget: an automation starts only crashed runs.
+    """
+    committed = newest_step(folder)
+    crashed = 0
+    for line in reversed(lines(folder / EVENTS)):
+        if line["event"] in ("done", "preemption", "given up") or line["step"] != committed:
+            break
+        crashed += line["event"] == "life"
+    if crashed >= WITHOUT_PROGRESS:
+        event(folder, "given up", committed, cause=f"{crashed} lives without progress")
+        raise KodaError(
+            f"training died {crashed} times at step {committed} without getting further; the end of "
+            f"{folder / 'training.log'} says why. The last good checkpoint stands; the same command tries again."
+        )
+    event(folder, "life", committed)
+
+
+def newest_step(folder: Path) -> int:
+    """The newest committed step, 0 where there is none."""
+    steps = [int(p.parent.name) for p in (folder / CHECKPOINTS).glob("*/COMMIT.json") if p.parent.name.isdigit()]
+    return max(steps, default=0)
+
+
+def figures(folder: Path, job: Job) -> dict[str, Any]:
+    """What a finished training has to show."""
+    metrics = lines(folder / METRICS)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    heldout = [line["heldout_loss"] for line in metrics if "heldout_loss" in line]
+    return {
+        "steps": job.recipe.steps,
+        "tokens": job.recipe.steps * job.recipe.batch_size * job.sequence_length,
+        "loss": round(losses[-1], 4) if losses else None,
+        "heldout_loss": round(heldout[-1], 4) if heldout else None,
+        "restarts": restarts(folder),
+    }
+
+
+def _show(folder: Path, watch: Any) -> None:
+    beat = Heartbeat.read(folder)
+    if beat is None or time.time() - beat["time"] > 60:
+        return
+    latest = next((line for line in reversed(lines(folder / METRICS)) if "loss" in line), None)
+    note = f"loss {latest['loss']:.3f}" if latest else beat["phase"]
+    watch(beat["step"], f"step {beat['step']:,} · {note}")

@@ -1,0 +1,74 @@
+"""What the tests share. The environment is set before anything imports Prefect or JAX."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
+)
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from model.config import LlamaConfig
+from model.data import docs
+from model.data import tokenizer as tokenizers
+from model.llama import Llama
+
+SHAPE = LlamaConfig(
+    vocab_size=320,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=128,
+    max_position_embeddings=64,
+)
+
+
+@pytest.fixture
+def shape() -> LlamaConfig:
+    return SHAPE
+
+
+@pytest.fixture(scope="session")
+def model() -> Llama:
+    """A random model whose matrices are large enough that every part of it shows in the logits."""
+    made = Llama(SHAPE, rngs=nnx.Rngs(0))
+    state = nnx.state(made, nnx.Param)
+    nnx.update(made, jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, state))
+    return made
+
+
+@pytest.fixture(scope="session")
+def tokens() -> jax.Array:
+    """`[2, 64]` token ids."""
+    return jax.random.randint(jax.random.key(1), (2, 64), 0, SHAPE.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def prose() -> str:
+    """Real English, about 400 kB: the interpreter's help topics."""
+    return "\n\n".join(topic.text for topic in docs.topics())
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizers.train(iter([prose]), 512).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server on a database of its own, for as long as the tests run."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import LlamaConfig as HFConfig
+from transformers import LlamaForCausalLM
+
+from model.attention import attend
+from model.config import Compute, LlamaConfig
+from model.export.hf import config as hf_config
+from model.export.names import from_hf, to_hf
+from model.llama import Cache, Llama
+
+
+def in_transformers(model: Llama) -> LlamaForCausalLM:
+    theirs = LlamaForCausalLM(HFConfig(**hf_config(model.config, 0, "float32"))).eval()
+    tensors = {n: torch.tensor(np.asarray(t)) for n, t in to_hf(nnx.to_pure_dict(nnx.state(model, nnx.Param)))}
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    return theirs
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_those_of_transformers(shape: LlamaConfig, tokens: jax.Array, tied: bool) -> None:
+    """The same weights give the same logits, to float32's rounding, at a rotary base that is not the default."""
+    config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied, "rope_theta": 20452.2})
+    model = Llama(config, rngs=nnx.Rngs(3))
+    nnx.update(model, jax.tree.map(lambda p: p * 4 if p.ndim > 1 else p * 1.3, nnx.state(model, nnx.Param)))
+    with torch.no_grad():
+        theirs = in_transformers(model)(torch.tensor(np.asarray(tokens))).logits.numpy()
+    ours = np.asarray(model(tokens))
+    assert np.abs(ours).max() > 1  # there is something to compare
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_names_go_there_and_back(model: Llama) -> None:
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    back = from_hf(dict(to_hf(params)), model.config.num_hidden_layers)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_attention_cannot_see_the_future(model: Llama, tokens: jax.Array) -> None:
+    """The gradient of position 5's output with respect to a later input is exactly zero, and not to an earlier one."""
+    x_TD = model.embed(tokens[:1, :12])
+    jacobian = jax.jacobian(lambda x: model.hidden(x)[0, 5])(x_TD)[:, 0]
+    assert not jacobian[:, 6:].any()
+    assert all(jacobian[:, position].any() for position in range(6))
+
+
+def test_attention_stays_within_a_segment(model: Llama, tokens: jax.Array) -> None:
+    segments = jnp.array([[1] * 4 + [2] * 8])
+    x_TD = model.embed(tokens[:1, :12])
+    jacobian = jax.jacobian(lambda x: model.hidden(x, segments)[0, 9])(x_TD)[:, 0]
+    assert not jacobian[:, :4].any() and not jacobian[:, 10:].any()
+    assert all(jacobian[:, position].any() for position in range(4, 10))
+
+
+def test_blocks_of_queries_give_the_plain_attention() -> None:
+    """The CPU form, cut into blocks, against JAX's own; a length that is no multiple of the block."""
+    q, k, v = (jax.random.normal(jax.random.key(n), (2, 150, heads, 16)) for n, heads in ((0, 6), (1, 2), (2, 2)))
+    plain = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    np.testing.assert_allclose(attend(q, k, v), plain, atol=2e-6)
+
+
+def test_decoding_with_a_cache_gives_the_same_logits(model: Llama, tokens: jax.Array) -> None:
+    whole = model(tokens)
+    cache = Cache.empty(model.config, 2, 64)
+    first, cache = model.decode(tokens[:, :20], cache, jnp.int32(0))
+    np.testing.assert_allclose(first, whole[:, :20], atol=1e-4)
+    for position in range(20, 25):
+        logits, cache = model.decode(tokens[:, position : position + 1], cache, jnp.int32(position))
+        np.testing.assert_allclose(logits[:, 0], whole[:, position], atol=1e-4)
+
+
+@pytest.mark.parametrize("compute", [Compute(scan=True), Compute(remat="full"), Compute(remat="dots", scan=True)])
+def test_how_it_is_computed_changes_no_gradient(model: Llama, tokens: jax.Array, compute: Compute) -> None:
+    def gradient(compute: Compute) -> jax.Array:
+        graph, state = nnx.split(model)
+        rebuilt = nnx.merge(graph, state)
+        rebuilt.compute = compute
+        graph, state = nnx.split(rebuilt)
+        return jax.grad(lambda s: (nnx.merge(graph, s)(tokens) ** 2).mean())(state)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(compute), gradient(Compute())
+    )
+
+
+def test_bfloat16_is_close(shape: LlamaConfig, tokens: jax.Array) -> None:
+    """bfloat16 keeps 8 bits: each of the 2 layers' 4 sums may be off by 2^-8 of its size."""
+    full = Llama(shape, rngs=nnx.Rngs(0))
+    half = Llama(shape, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
+    assert half.hidden(half.embed(tokens)).dtype == jnp.bfloat16
+    error = jnp.linalg.norm(half(tokens) - full(tokens)) / jnp.linalg.norm(full(tokens))
+    assert 0 < error < 8 * 2**-8
+
+
+def test_parameters_are_counted() -> None:
+    reference = LlamaConfig(
+        vocab_size=50257,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=5504,
+        max_position_embeddings=1024,
+    )
+    assert reference.parameters == 1_269_209_088
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_count_is_what_the_network_holds(shape: LlamaConfig, tied: bool) -> None:
+    config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied})
+    made = nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
+    assert config.parameters == sum(leaf.size for leaf in jax.tree.leaves(made))
