@@ -30,7 +30,7 @@ def status(name: str) -> dict[str, Any]:
         "stages": stages,
         "step": step,
         "steps": steps,
-        "restarts": restarts(folder / "pretrain"),
+        "restarts": len(restarts(folder / "pretrain")),
         "eta_seconds": _eta(folder / "pretrain", step, steps) if working else None,
     }
 

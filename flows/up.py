@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -35,7 +36,13 @@ def up() -> int:
     try:
         if not _answers():
             print("starting the Prefect server …", flush=True)
-            children.append(_start(["server", "start", "--host", HOST, "--port", str(PORT)], logs / "server.log"))
+            asked = urllib.parse.urlsplit(os.environ["PREFECT_API_URL"])
+            if asked.hostname != HOST:
+                raise KodaError(
+                    f"nothing answers at PREFECT_API_URL = {asked.geturl()}; a server is only started on {HOST}."
+                )
+            port = str(asked.port or PORT)
+            children.append(_start(["server", "start", "--host", HOST, "--port", port], logs / "server.log"))
             _wait(children[0], logs / "server.log")
         _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect("deploy", "--all")
@@ -94,7 +101,9 @@ def _wait(server: subprocess.Popen, log: Path) -> None:
     while not _answers():
         if server.poll() is not None or time.monotonic() > deadline:
             tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
-            raise KodaError(f"the Prefect server did not start on {HOST}:{PORT}. The end of {log}:\n{tail}")
+            raise KodaError(
+                f"the Prefect server did not start at {os.environ['PREFECT_API_URL']}. The end of {log}:\n{tail}"
+            )
         time.sleep(0.5)
 
 

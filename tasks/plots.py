@@ -85,5 +85,7 @@ def bars(tasks: dict[str, dict[str, Any]]) -> str:
         label="accuracy, ± 2 standard errors",
     )
     axes.plot(names, [100 * tasks[n]["chance"] for n in names], "_", color=ORANGE, markersize=40, label="chance")
+    axes.set_ylim(0, 125)
     _labels(axes, "", "%")
+    axes.legend(frameon=False, labelcolor=INK, ncols=2, loc="upper left")
     return _svg(figure)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import finished, read_json
-from model.training.protocol import EVENTS, METRICS, lines
+from model.training.protocol import METRICS, lines, restarts
 from tasks.plots import bars, curve, positions
 from tasks.progress import clock
 from tasks.run import RECORD, STAGES, Run
@@ -114,10 +114,9 @@ def _training(folder: Path, done: dict[str, Any]) -> str:
     metrics = lines(folder / "pretrain" / METRICS)
     if not any("loss" in line for line in metrics):
         return ""
-    events = lines(folder / "pretrain" / EVENTS)
-    restarts = [line["step"] for line in events if line["event"] == "resume"]
     caption = "Loss on training batches (thin) and on held-out rows (dots); grey lines mark restarts."
-    return f"<h2>Pretraining</h2><figure>{curve(metrics, restarts)}<figcaption>{caption}</figcaption></figure>"
+    plot = curve(metrics, restarts(folder / "pretrain"))
+    return f"<h2>Pretraining</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>"
 
 
 def _chat(done: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A run: one folder that holds everything it makes, and the rule by which a stage is skipped or built."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -101,7 +102,16 @@ class Run:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
         began = time.time()
-        figures = body(work)
+        try:
+            figures = body(work)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self.folder).free / 1e9
+                raise KodaError(
+                    f"the disk is full: {stage} could not write {error.filename or work} ({free:.1f} GB free on it). "
+                    "Nothing that stood before is lost; make room, and the same command goes on."
+                ) from error
+            raise
         record = {
             "stage": stage,
             "key": key,

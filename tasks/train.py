@@ -131,7 +131,7 @@ def figures(folder: Path, job: Job) -> dict[str, Any]:
         "tokens": job.recipe.steps * job.recipe.batch_size * job.sequence_length,
         "loss": round(losses[-1], 4) if losses else None,
         "heldout_loss": round(heldout[-1], 4) if heldout else None,
-        "restarts": restarts(folder),
+        "restarts": len(restarts(folder)),
     }
 
 

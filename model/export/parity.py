@@ -55,11 +55,11 @@ def compare(
             if expected.shape != found.shape:
                 raise KodaError(f"{path}: {found.size} logits, the JAX model has {expected.size}.")
             differences.append(float(np.abs(expected - found).max()))
-            divergences.append(float((np.exp(expected) * (expected - found)).sum()))
+            divergences.append(divergence(expected, found))
             agreed.append(int(expected.argmax()) == int(found.argmax()))
     figures = {
         "max_logprob_difference": max(differences),
-        "kl_divergence": max(0.0, float(np.mean(divergences))),
+        "kl_divergence": float(np.mean(divergences)),
         "same_top_token": float(np.mean(agreed)),
         "longest_prefix": context - 1,
         "hard_strings": len(HARD),
@@ -78,3 +78,9 @@ def compare(
     answer = runtime.answer([{"role": "user", "content": "What does `os.path.join` do?"}], context // 2)
     expected_answer = reference.answer([{"role": "user", "content": "What does `os.path.join` do?"}], context // 2)
     return {**figures, "answer": answer.text, "stopped": answer.stopped, "same_answer": answer == expected_answer}
+
+
+def divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    """KL divergence of two distributions given as log-probabilities, in nats; in float64, and so never negative."""
+    p, q = (logs.astype(np.float64) - np.logaddexp.reduce(logs.astype(np.float64)) for logs in (expected, found))
+    return float((np.exp(p) * (p - q)).sum())

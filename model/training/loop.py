@@ -1,6 +1,7 @@
 """The train loop: from the newest checkpoint to a given step, and a committed checkpoint at its end."""
 
 import fcntl
+import json
 import signal
 import time
 from pathlib import Path
@@ -89,18 +90,12 @@ class Training:
 
     def resume(self) -> None:
         """Take the newest whole checkpoint, and leave out the metrics of steps that will now be done again."""
-        found = self.checkpoints.restore(self.state)
-        if found is None:
-            event(self.folder, "start", 0)
-            return
-        step, restored = found
+        step, restored = self.checkpoints.restore(self.state) or (0, self.state)
         self.state = jax.tree.map(jnp.asarray, restored)
         kept = [line for line in lines(self.folder / METRICS) if line["step"] <= step]
-        with finished(self.folder / METRICS, "wb"):
-            pass
-        for line in kept:
-            append(self.folder / METRICS, line)
-        event(self.folder, "resume", step)
+        with finished(self.folder / METRICS) as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        event(self.folder, "resume" if step else "start", step)
 
     def run(self, until: int) -> int:
         """Train to step `until` and return the exit code."""

@@ -76,7 +76,7 @@ def die_with_parent() -> None:
         return
 
 
-def restarts(folder: Path) -> int:
-    """How often a training was started again after a life that did not reach its end."""
-    starts = [line["event"] for line in lines(folder / EVENTS) if line["event"] in ("life", "done")]
-    return sum(a == b == "life" for a, b in pairwise(starts))
+def restarts(folder: Path) -> list[int]:
+    """The steps at which a training went on after a life that did not reach its end."""
+    starts = [line for line in lines(folder / EVENTS) if line["event"] in ("life", "done")]
+    return [b["step"] for a, b in pairwise(starts) if a["event"] == b["event"] == "life"]

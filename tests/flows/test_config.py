@@ -1,0 +1,55 @@
+import tomllib
+
+import pytest
+
+from flows.config import as_toml, load, presets
+from model.errors import KodaError
+from tasks.pretrain import segment_ends
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_load_and_write_themselves_out(preset: str) -> None:
+    config = load(preset)
+    written = tomllib.loads(as_toml(preset, config))
+    assert written.pop("preset") == preset
+    assert written == config.model_dump(mode="json")
+
+
+def test_the_reference_has_its_parameters() -> None:
+    assert load("koda-1.3b").model.llama(50257).parameters == 1_269_209_088
+
+
+def test_an_override_is_read_as_what_it_is() -> None:
+    config = load("tiny", {"pretrain.steps": "7", "tokenize.source": "a/b", "pretrain.learning_rate": "1e-3"})
+    assert (config.pretrain.steps, config.tokenize.source, config.pretrain.learning_rate) == (7, "a/b", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"pretrain.step": "7"}, r"no setting pretrain\.step \(did you mean steps\?\)"),
+        ({"pretrian.steps": "7"}, r"did you mean pretrain\?"),
+        ({"steps": "7"}, r"section\.key"),
+        ({"pretrain.steps": "many"}, r"pretrain\.steps = 'many': input should be a valid integer"),
+        ({"pretrain.steps": "0"}, r"pretrain\.steps = 0: input should be greater than 0"),
+        ({"model.num_attention_heads": "9", "model.num_key_value_heads": "4"}, "9 is not a multiple .*\n.*8 or 12"),
+        ({"model.hidden_size": "100"}, r"model\.hidden_size = 100 is not a multiple"),
+        ({"model.hidden_size": "18"}, "size must be even"),
+        ({"sft.lora_targets": '["q_prj"]'}, "q_prj"),
+        ({"publish.to": "not a repository"}, r"publish\.to"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(KodaError, match=message):
+        load("tiny", overrides)
+
+
+def test_an_unknown_preset_names_the_known() -> None:
+    with pytest.raises(KodaError, match=r"no preset 'tny' \(did you mean tiny\?\)"):
+        load("tny")
+
+
+def test_segments_cover_the_steps() -> None:
+    for steps, segments in ((10, 3), (1, 1), (7, 7), (1600, 2)):
+        ends = segment_ends(steps, segments)
+        assert ends[-1] == steps and len(ends) == segments and ends == sorted(set(ends))

@@ -1,0 +1,182 @@
+"""The joined pipeline: one small real run, by its real command, through a real Prefect server."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import arrays
+from tests.flows.test_cli import KODA
+
+SMALL = {
+    "tokenize.source": "text",
+    "tokenize.vocab_size": "512",
+    "tokenize.heldout_fraction": "0.1",
+    "model.hidden_size": "64",
+    "model.num_hidden_layers": "2",
+    "model.num_attention_heads": "4",
+    "model.num_key_value_heads": "2",
+    "model.intermediate_size": "128",
+    "model.max_position_embeddings": "64",
+    "pretrain.steps": "120",
+    "pretrain.save_every_steps": "20",
+    "pretrain.warmup_steps": "5",
+    "sft.steps": "60",
+    "sft.source": "rows.jsonl",
+    "sft.answer_limit": "20",
+    "evaluate.items": "60",
+}
+
+
+def command(name: str, **changes: str) -> list[str]:
+    settings = {**SMALL, **changes}
+    return [KODA, "run", "--name", name, *(part for k, v in settings.items() for part in ("--set", f"{k}={v}"))]
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def status(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads(run(folder, KODA, "status", name, "--json"))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    """A folder with a text of some 60 documents, and conversations that always end the same way."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "text").mkdir()
+    for number, start in enumerate(range(0, 240_000, 4_000)):
+        (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
+    (folder / "rows.jsonl").write_text(
+        "".join(f'{{"instruction": "Say {n}", "context": "", "response": "Yes."}}\n' for n in range(300))
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(project: Path) -> Path:
+    run(project, *command("small"))
+    return project / "runs/small"
+
+
+@pytest.mark.timeout(900)
+def test_all_eight_stages(project: Path, finished: Path) -> None:
+    found = status(project, "small")
+    assert [stage["state"] for stage in found["stages"]] == ["done"] * 8
+    assert (found["name"], found["preset"], found["step"], found["steps"]) == ("small", "tiny", 120, 120)
+    figures = {stage["stage"]: stage["figures"] for stage in found["stages"]}
+    assert figures["pretrain"]["heldout_loss"] < 5.5  # the uniform model is at 6.24
+    assert figures["sft"]["ends_by_itself"] > figures["sft"]["ends_by_itself_before"]
+    assert figures["evaluate"]["bits_per_byte"] < 8
+    assert len(figures["evaluate"]["tasks"]) == 8
+
+
+def test_the_published_files_answer_and_stop_in_their_runtimes(finished: Path) -> None:
+    """convert opened each export in its own runtime; this opens what was published, as a user would."""
+    from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx
+
+    question = [{"role": "user", "content": "Say 7"}]
+    expected = Jax(finished / "extend/weights", finished / "tokenize/tokenizer.json").answer(question, 20)
+    assert expected.stopped
+    published = finished / "publish"
+    for runtime in (
+        HuggingFace(published / "hf"),
+        LlamaCpp(published / "gguf/small-F16.gguf", 128),
+        Mlx(published / "mlx/fp16"),
+    ):
+        assert runtime.answer(question, 20) == expected, runtime
+
+
+def test_the_adapter_is_what_peft_loads(finished: Path) -> None:
+    """The base with the adapter, in PEFT, gives the logits of the merged model."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from model import weights
+    from model.export import hf
+
+    hf.write(
+        finished / "base-hf",
+        weights.load(finished / "checkpoint/weights"),
+        finished / "tokenize/tokenizer.json",
+        "float32",
+    )
+    base = AutoModelForCausalLM.from_pretrained(finished / "base-hf")
+    adapted = peft.PeftModel.from_pretrained(base, finished / "sft/adapter").eval()
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        theirs = adapted(tokens).logits.numpy()
+    merged = weights.load(finished / "sft/weights")(tokens.numpy())
+    assert abs(theirs - merged).max() < 1e-4
+
+
+def test_the_report_needs_no_network(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == 3 and "small-Q8_0.gguf" in page
+    assert not re.search(r"""(?:src|href)=["']?(?!#)""", re.sub(r"xlink:href=\"#", "", page))
+
+
+def test_lineage_leads_back(finished: Path) -> None:
+    for kind in ("hf", "gguf", "mlx"):
+        lineage = json.loads((finished / "publish" / kind / "lineage.json").read_text())
+        assert lineage["configuration"] == (finished / "run.toml").read_text()
+        sums = dict(
+            reversed(line.split("  ")) for line in (finished / "publish" / kind / "CHECKSUMS").read_text().splitlines()
+        )
+        assert "README.md" in sums and "lineage.json" in sums
+
+
+def test_a_second_run_does_nothing_and_a_changed_setting_only_what_follows(project: Path, finished: Path) -> None:
+    before = {p.parent.name: p.stat().st_mtime_ns for p in finished.glob("*/stage.json")}
+    assert run(project, *command("small")).count("stands") == 8
+    assert {p.parent.name: p.stat().st_mtime_ns for p in finished.glob("*/stage.json")} == before
+    out = run(project, *command("small", **{"evaluate.items": "20"}))
+    assert out.count("stands") == 6 and "evaluate   done" in out and "publish    done" in out
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    return {name: a["crc32"] for name, a in arrays.facts(folder / "pretrain/checkpoints/120")["arrays"].items()}
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_of_the_trainer_costs_no_bit(project: Path, finished: Path) -> None:
+    """Killed twice in the middle, the flow starts it again by itself, and the weights are the undisturbed ones.
+
+    Meanwhile a second command on the same run is refused.
+    """
+    process = subprocess.Popen(
+        [*command("killed"), "--until", "checkpoint"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = project / "runs/killed"
+    for step in (13, 90):
+        deadline = time.monotonic() + 300
+        while True:
+            assert time.monotonic() < deadline and process.poll() is None
+            try:
+                beat = json.loads((folder / "pretrain/heartbeat.json").read_text())
+                if beat["phase"] == "train" and beat["step"] >= step:
+                    break
+            except (OSError, ValueError):
+                pass
+            time.sleep(0.01)
+        os.kill(beat["pid"], signal.SIGKILL)
+    second = subprocess.run([*command("killed")], cwd=project, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 1 and "is being worked on by process" in second.stderr
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert status(project, "killed")["restarts"] == 2
+    assert checksums(folder) == checksums(finished)

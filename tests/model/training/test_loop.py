@@ -1,0 +1,155 @@
+"""The train loop as a process: what it learns, and what a kill costs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model import arrays
+from model.config import Compute, LlamaConfig
+from model.data import tokenizer as tokenizers
+from model.data.shards import ShardWriter
+from model.training.job import Job
+from model.training.protocol import DONE, METRICS, PREEMPTED, UNUSABLE, Heartbeat, lines
+from tests.model.training.test_optimizer import RECIPE
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, prose: str, tokenizer_file: Path) -> Job:
+    """A training of 60 small steps on real text."""
+    root = tmp_path_factory.mktemp("training")
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    for part, text in (("train", prose[:150_000]), ("heldout", prose[150_000:160_000])):
+        writer = ShardWriter(root / part, tokenizer.get_vocab_size(), 20_000)
+        writer.add(tokenizers.encode_plain(tokenizer, [text])[0])
+        writer.close()
+    shape = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    recipe = replace(RECIPE, steps=60, batch_size=8, optimizer="muon", weight_decay=0.1, save_every_steps=20)
+    return Job(
+        folder=str(root / "whole"),
+        train=str(root / "train"),
+        heldout=str(root / "heldout"),
+        sequence_length=64,
+        end_of_text=0,
+        model=shape,
+        compute=Compute(),
+        recipe=recipe,
+        cache=str(root / "cache"),
+    )
+
+
+def start(job: Job, until: int = 60) -> subprocess.Popen:
+    folder = Path(job.folder)
+    folder.mkdir(exist_ok=True)
+    job.write(folder / "job.json")
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "model.training", str(folder / "job.json"), str(until)], stdout=log, stderr=log
+        )
+
+
+def await_step(job: Job, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while (beat := Heartbeat.read(Path(job.folder))) is None or beat["step"] < step:
+        assert time.monotonic() < deadline, Path(job.folder, "log").read_text()
+        time.sleep(0.01)
+
+
+def crc(job: Job, step: int = 60) -> dict[str, int]:
+    """The checksums of everything that a step's checkpoint holds, optimizer and all."""
+    described = arrays.facts(Path(job.folder) / "checkpoints" / str(step))["arrays"]
+    return {name: array["crc32"] for name, array in described.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(job: Job) -> Job:
+    """The same training, never interrupted."""
+    assert start(job).wait() == DONE, Path(job.folder, "log").read_text()
+    return job
+
+
+def test_it_learns_and_says_so(whole: Job) -> None:
+    metrics = lines(Path(whole.folder) / METRICS)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    heldout = [line["heldout_loss"] for line in metrics if "heldout_loss" in line]
+    assert len(losses) == 60 and losses[0] == pytest.approx(6.24, abs=0.2)  # ln 512, and the embeddings' noise
+    assert losses[-1] < 0.8 * losses[0] and heldout[-1] < heldout[0]
+    assert arrays.facts(Path(whole.folder) / "checkpoints/60")["heldout_loss"] == heldout[-1]
+
+
+@pytest.mark.parametrize("step", [3, 25, 47])
+def test_a_kill_changes_nothing(whole: Job, tmp_path: Path, step: int) -> None:
+    """kill -9 at any step: the second life ends with the very bits of the life that was never killed."""
+    job = replace(whole, folder=str(tmp_path / "killed"))
+    first = start(job)
+    await_step(job, step)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    kept = [int(p.parent.name) for p in Path(job.folder).glob("checkpoints/*/COMMIT.json")]
+    assert max(kept, default=0) >= step - 20 - 8  # at most the work since the last save (a few steps run ahead of it)
+    assert start(job).wait() == DONE
+    assert crc(job) == crc(whole)
+    steps = [line["step"] for line in lines(Path(job.folder) / METRICS) if "loss" in line]
+    assert steps == list(range(1, 61))  # each once, though some were done twice
+
+
+def test_two_segments_are_one_training(whole: Job, tmp_path: Path) -> None:
+    job = replace(whole, folder=str(tmp_path / "segments"))
+    assert start(job, until=30).wait() == DONE
+    assert start(job, until=60).wait() == DONE
+    assert crc(job) == crc(whole)
+
+
+def test_sigterm_saves_and_leaves(whole: Job, tmp_path: Path) -> None:
+    job = replace(whole, folder=str(tmp_path / "stopped"))
+    process = start(job)
+    await_step(job, 7)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == PREEMPTED
+    saved = [int(p.parent.name) for p in Path(job.folder).glob("checkpoints/*/COMMIT.json")]
+    assert max(saved) >= 7
+    assert start(job).wait() == DONE
+    assert crc(job) == crc(whole)
+
+
+def test_another_corpus_is_refused(whole: Job, tmp_path: Path) -> None:
+    job = replace(whole, recipe=replace(whole.recipe, batch_size=4))
+    copy = replace(job, folder=str(tmp_path / "other"))
+    Path(copy.folder).symlink_to(whole.folder)
+    process = start(copy)
+    assert process.wait() == UNUSABLE
+    assert "was trained on other data" in Path(copy.folder, "log").read_text()
+    whole.write(Path(whole.folder) / "job.json")
+
+
+def test_the_trainer_leaves_when_its_parent_dies(whole: Job, tmp_path: Path) -> None:
+    job = replace(whole, folder=str(tmp_path / "orphan"), recipe=replace(whole.recipe, steps=100_000))
+    Path(job.folder).mkdir()
+    job.write(Path(job.folder) / "job.json")
+    code = f"""import subprocess, sys, time
+subprocess.Popen([sys.executable, "-m", "model.training", {str(Path(job.folder) / "job.json")!r}, "100000"])
+time.sleep(600)"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    await_step(job, 2)
+    trainer = json.loads((Path(job.folder) / "heartbeat.json").read_text())["pid"]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{trainer}").exists() and "zombie" not in Path(f"/proc/{trainer}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert list(Path(job.folder).glob("checkpoints/*/COMMIT.json"))  # and it saved first

@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.training import optimizer as optimizers
+from model.training.job import Recipe
+
+RECIPE = Recipe(
+    steps=100,
+    batch_size=2,
+    learning_rate=1e-2,
+    optimizer="adamw",
+    schedule="wsd",
+    warmup_steps=10,
+    decay_fraction=0.4,
+    weight_decay=0.5,
+    clip_norm=1.0,
+    z_loss=0.0,
+    seed=0,
+    isolate_documents=False,
+    save_every_steps=50,
+    save_every_minutes=60,
+    keep_checkpoints=2,
+    log_every_steps=1,
+    evaluate_every_steps=50,
+    evaluate_rows=2,
+)
+
+
+def test_wsd_rises_stays_and_falls() -> None:
+    rate = optimizers.schedule(RECIPE)
+    assert [float(rate(step)) for step in (0, 5, 10, 59, 80, 100)] == pytest.approx([0, 5e-3, 1e-2, 1e-2, 5e-3, 0])
+
+
+def test_cosine_ends_at_a_tenth() -> None:
+    rate = optimizers.schedule(replace(RECIPE, schedule="cosine"))
+    assert [float(rate(step)) for step in (10, 55, 100)] == pytest.approx([1e-2, 5.5e-3, 1e-3])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_decay_skips_norms_and_embeddings(shape: LlamaConfig, name: str) -> None:
+    """With no gradient at all, what still moves is what decays."""
+    params = nnx.to_pure_dict(nnx.state(Llama(shape, rngs=nnx.Rngs(0)), nnx.Param))
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]
+        if np.abs(leaf).max() > 1e-8
+    }
+    matrices = ("query", "key", "value", "out"), ("gate", "up", "down")
+    assert moved == {
+        f"layers/{part}/{m}/kernel" for part, names in zip(("attention", "mlp"), matrices, strict=True) for m in names
+    }
+
+
+def test_muon_makes_each_layers_update_orthogonal() -> None:
+    params = {"query": {"kernel": jnp.zeros((2, 32, 32))}, "norm": {"scale": jnp.zeros((2, 32))}}
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+    optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0, weight_decay=0.0))
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for layer in updates["query"]["kernel"]:
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() / singular.min() < 4  # the random gradient's ratio is over 50
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_it_descends(name: str) -> None:
+    target = jax.random.normal(jax.random.key(0), (2, 16, 16))
+    params = {"kernel": jnp.zeros_like(target)}
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(lambda p: ((p["kernel"] - target) ** 2).mean())(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(100):
+        params, state = step(params, state)
+    assert float(((params["kernel"] - target) ** 2).mean()) < 0.3 * float((target**2).mean())

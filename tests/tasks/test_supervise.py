@@ -1,0 +1,107 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from model.errors import KodaError
+from tasks import supervise as supervision
+from tasks.supervise import ProcessFailed, call, supervise
+from tasks.train import WITHOUT_PROGRESS, _spend
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_output_goes_to_the_log_and_success_is_silent(tmp_path: Path) -> None:
+    supervise(python("print('hello')"), tmp_path / "log")
+    supervise(python("print('again')"), tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "hello\nagain\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
+        ("raise RuntimeError('so it goes')", "(?s)exit code 1.*so it goes"),
+        ("raise SystemExit(75)", "told to stop, and saved"),
+    ],
+)
+def test_how_it_ended_is_said(tmp_path: Path, code: str, message: str) -> None:
+    with pytest.raises(ProcessFailed, match=message):
+        supervise(python(code), tmp_path / "log")
+
+
+def test_a_configuration_no_retry_can_mend(tmp_path: Path) -> None:
+    code = "import sys; print('koda: runs/x is wrong.\\nDo this.', file=sys.stderr); sys.exit(78)"
+    with pytest.raises(KodaError, match=r"^runs/x is wrong\.\nDo this\.$"):
+        supervise(python(code), tmp_path / "log")
+
+
+def test_a_function_runs_elsewhere(tmp_path: Path) -> None:
+    found = call("model.rope:ntk_theta", tmp_path / "log", theta=10000.0, factor=2.0, head_dim=64)
+    assert found == pytest.approx(20452.2, abs=0.1)
+
+
+def test_silence_is_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stops beating is killed, and said to have hung."""
+    monkeypatch.setitem(supervision.PATIENCE, "train", 2.0)
+    code = f"""
+import os, time
+from pathlib import Path
+from model.training.protocol import Heartbeat
+Heartbeat(Path({str(tmp_path)!r})).beat("train", 1, 9)
+os.kill(os.getpid(), 19)  # SIGSTOP
+"""
+    began = time.monotonic()
+    with pytest.raises(ProcessFailed, match="no sign of life"):
+        supervise(python(code), tmp_path / "log", folder=tmp_path)
+    assert time.monotonic() - began < 15
+
+
+def test_who_is_told_to_end_tells_the_child_and_waits(tmp_path: Path) -> None:
+    """SIGTERM to the supervising process reaches the child, which saves before both are gone."""
+    child = f"""
+import signal, sys, time
+from pathlib import Path
+def leave(*_):
+    time.sleep(1); Path({str(tmp_path / "saved")!r}).write_text("saved"); sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+Path({str(tmp_path / "ready")!r}).write_text("")
+while True: time.sleep(0.1)
+"""
+    parent = f"""
+import signal, sys
+from pathlib import Path
+from tasks.supervise import supervise
+def end(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, end)
+supervise([sys.executable, "-c", {child!r}], Path({str(tmp_path / "log")!r}))
+"""
+    process = subprocess.Popen(python(parent), stderr=subprocess.DEVNULL)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    assert (tmp_path / "saved").read_text() == "saved"
+
+
+def test_lives_without_progress_are_counted(tmp_path: Path) -> None:
+    for _ in range(WITHOUT_PROGRESS):
+        _spend(tmp_path)
+    with pytest.raises(KodaError, match=f"died {WITHOUT_PROGRESS} times at step 0"):
+        _spend(tmp_path)
+    _spend(tmp_path)  # whoever starts it again has a new budget
+
+
+def test_lives_with_progress_are_not(tmp_path: Path) -> None:
+    for step in range(5 * WITHOUT_PROGRESS):
+        commit = tmp_path / "checkpoints" / str(step) / "COMMIT.json"
+        commit.parent.mkdir(parents=True)
+        commit.write_text(json.dumps({}))
+        _spend(tmp_path)
