@@ -13,6 +13,7 @@ from flax import nnx
 from model.attention import attend, grouped_attention
 from model.config import Compute, LlamaConfig
 from model.rope import angles, rotate
+from model.sharding import keep_rows
 
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -164,12 +165,12 @@ class Llama(nnx.Module):
         graph, stacked_L = nnx.split(self.layers)
 
         def block(x_BTD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, layer)(x_BTD, angles_BTF, segments_BT), None
+            return nnx.merge(graph, layer)(keep_rows(x_BTD), angles_BTF, segments_BT), None
 
         if self.compute.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[self.compute.remat])
         x_BTD, _ = jax.lax.scan(block, x_BTD, stacked_L, unroll=not self.compute.scan)
-        return self.norm(x_BTD)
+        return keep_rows(self.norm(x_BTD))
 
     def angles(self, positions_BT: jax.Array) -> jax.Array:
         return angles(positions_BT, self.config.head_dim, self.config.rope_theta)

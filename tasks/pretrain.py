@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from model.config import Compute, LlamaConfig
 from model.training.job import Job
 from tasks.run import Built
-from tasks.section import Section
+from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
 from tasks.train import TrainSection, run_training
 
@@ -56,6 +56,10 @@ class Pretrain(TrainSection):
     """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
     scan: bool = False
     """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
+    fsdp: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
+    tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that each matrix product is split over; wants a fast link between them."""
     isolate_documents: bool = False
     """Attention does not cross from one document of a row into the next."""
     z_loss: NonNegativeFloat = 0.0
@@ -83,6 +87,8 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict
         model=model.llama(tokens.figures["vocab_size"]),
         compute=Compute(dtype=settings.dtype, remat=settings.remat, scan=settings.scan),
         recipe=settings.recipe(),
+        fsdp=settings.fsdp,
+        tensor=settings.tensor,
     )
     figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments))
     return {"parameters": job.model.parameters, **figures}

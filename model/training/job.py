@@ -53,6 +53,8 @@ class Job:
     recipe: Recipe
     init: str | None = None  # weights to begin with; None: random ones
     lora: LoraRecipe | None = None  # train only low-rank updates
+    fsdp: int = 1  # devices that the weights are spread over
+    tensor: int = 1  # devices that each matrix product is split over
     cache: str | None = None  # XLA's persistent compilation cache
 
     def write(self, path: Path) -> None:

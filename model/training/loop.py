@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from model import weights
+from model import sharding, weights
 from model.data.batches import Batches
 from model.errors import KodaError
 from model.files import finished
@@ -49,7 +49,10 @@ class Training:
         model, self.frozen = self._begin()
         self.graph, self.abstract = nnx.split(model)
         params = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam if job.lora else nnx.Param))
-        self.state = State(jnp.int32(0), params, self.optimizer.init(params))
+        self.mesh = sharding.make_mesh(job.fsdp, job.tensor)
+        sharding.check_rows(self.mesh, self.recipe.batch_size)
+        self.frozen = sharding.place(self.mesh, self.frozen)
+        self.state = sharding.place(self.mesh, State(jnp.int32(0), params, self.optimizer.init(params)))
         self.checkpoints = Checkpoints(
             self.folder / CHECKPOINTS,
             self.train.fingerprint(),
@@ -91,7 +94,7 @@ class Training:
     def resume(self) -> None:
         """Take the newest whole checkpoint, and leave out the metrics of steps that will now be done again."""
         step, restored = self.checkpoints.restore(self.state) or (0, self.state)
-        self.state = jax.tree.map(jnp.asarray, restored)
+        self.state = sharding.place(self.mesh, restored)
         kept = [line for line in lines(self.folder / METRICS) if line["step"] <= step]
         with finished(self.folder / METRICS) as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -105,7 +108,7 @@ class Training:
         bad = 0
         while step < until and not self.stop_asked:
             began = time.perf_counter()
-            batch = self.train[step]
+            batch = sharding.place_rows(self.mesh, self.train[step])
             waited = time.perf_counter() - began
             self.state, metrics = self.update(self.state, self.frozen, batch)
             step += 1
@@ -181,7 +184,8 @@ def heldout_loss(training: Training, rows: int) -> float:
     for first in range(0, max(size, min(rows, training.heldout.rows) // size * size), size):
         batch = training.heldout.take(np.arange(first, first + size) % training.heldout.rows)
         trained = float(batch.weights_BT.sum())
-        total += float(training.measure(training.state.params, training.frozen, batch)) * trained
+        placed = sharding.place_rows(training.mesh, batch)
+        total += float(training.measure(training.state.params, training.frozen, placed)) * trained
         count += trained
     return total / count
 
@@ -217,4 +221,5 @@ def train(job: Job, until: int) -> int:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         training.resume()
-        return training.run(until)
+        with jax.set_mesh(training.mesh):
+            return training.run(until)

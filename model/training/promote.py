@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import arrays, weights
+from model import arrays, sharding, weights
 from model.errors import KodaError
 from model.llama import Llama
 from model.lora import merge_lora
@@ -25,7 +25,7 @@ def finished(job: Job) -> tuple[Training, dict[str, Any]]:
     if found is None or found[0] != job.recipe.steps:
         at = "none" if found is None else f"step {found[0]}"
         raise KodaError(f"{job.folder} has no whole checkpoint of its last step {job.recipe.steps} (newest: {at}).")
-    training.state = jax.tree.map(jnp.asarray, found[1])
+    training.state = sharding.place(training.mesh, found[1])
     return training, arrays.facts(training.checkpoints.folder / str(found[0]))
 
 

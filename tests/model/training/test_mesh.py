@@ -1,0 +1,96 @@
+"""One training on many devices: 8 virtual ones, each mesh in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.training.job import Job
+from model.training.protocol import DONE, METRICS, UNUSABLE, lines
+
+RUN = """
+import sys, json
+from pathlib import Path
+import jax
+from model.training import loop
+from model.training.job import Job
+held = {}
+run = loop.Training.run
+def spy(self, until):
+    code = run(self, until)
+    leaves = jax.tree_util.tree_flatten_with_path(self.state)[0]
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        held[name] = leaf.addressable_shards[0].data.size / max(1, leaf.size)
+    return code
+loop.Training.run = spy
+code = loop.train(Job.read(Path(sys.argv[1])), int(sys.argv[2]))
+Path(sys.argv[1]).with_name("shares.json").write_text(json.dumps(held))
+sys.exit(code)
+"""
+
+
+def train(job: Job, devices: int, until: int = 12) -> int:
+    folder = Path(job.folder)
+    folder.mkdir(exist_ok=True, parents=True)
+    job.write(folder / "job.json")
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    with (folder / "log").open("ab") as log:
+        command = [sys.executable, "-c", RUN, str(folder / "job.json"), str(until)]
+        return subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+
+
+def losses(job: Job) -> list[float]:
+    return [line["loss"] for line in lines(Path(job.folder) / METRICS) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(job: Job) -> Job:
+    """Twelve steps on one device."""
+    short = replace(
+        job, folder=job.folder + "-mesh-1", recipe=replace(job.recipe, steps=12, save_every_steps=6), cache=None
+    )
+    assert train(short, 1) == DONE, Path(short.folder, "log").read_text()
+    return short
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), (2, 2), (4, 2)])
+def test_every_mesh_trains_the_same_curve(alone: Job, fsdp: int, tensor: int) -> None:
+    """Sums are taken in another order on each mesh: float32 rounding, which Muon's orthogonalisation carries on for
+    twelve steps. A wrong gradient (a row counted twice, a shard left out) shows in the first decimals."""
+    job = replace(alone, folder=f"{alone.folder}-{fsdp}-{tensor}", fsdp=fsdp, tensor=tensor)
+    assert train(job, 8) == DONE, Path(job.folder, "log").read_text()
+    np.testing.assert_allclose(losses(job), losses(alone), atol=2e-3)
+    shares = json.loads((Path(job.folder) / "shares.json").read_text())
+    kernels = {name: share for name, share in shares.items() if name.endswith("kernel")}
+    assert len(kernels) >= 14  # parameters and at least one moment of each
+    assert all(share == 1 / (fsdp * tensor) for share in kernels.values())
+
+
+def test_a_checkpoint_moves_between_numbers_of_devices(alone: Job) -> None:
+    """Six steps on 8 devices, three on 2, three on 1: still the same curve."""
+    moved = replace(alone, folder=alone.folder + "-moved", fsdp=4)
+    assert train(moved, 8, until=6) == DONE
+    assert train(replace(moved, fsdp=2), 2, until=9) == DONE
+    assert train(replace(moved, fsdp=1), 1, until=12) == DONE
+    np.testing.assert_allclose(losses(moved), losses(alone), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"fsdp": 3}, "does not divide the 8 devices"), ({}, "batch_size = 6 cannot")]
+)
+def test_a_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change: dict, message: str) -> None:
+    rows = 8 if change else 6
+    job = replace(alone, folder=str(tmp_path / "job"), recipe=replace(alone.recipe, batch_size=rows), **change)
+    folder = Path(job.folder)
+    folder.mkdir()
+    job.write(folder / "job.json")
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "model.training", str(folder / "job.json"), "12"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == UNUSABLE and message in done.stderr, done.stderr
