@@ -18,8 +18,9 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT:
     """
     if jax.default_backend() == "gpu":
         mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        fused = mask is None and q_BTHA.dtype in (jnp.bfloat16, jnp.float16)  # what cuDNN's kernels are made for
         return jax.nn.dot_product_attention(
-            q_BTHA, k_BTKA, v_BTKA, mask=mask, is_causal=True, implementation="cudnn" if mask is None else None
+            q_BTHA, k_BTKA, v_BTKA, mask=mask, is_causal=True, implementation="cudnn" if fused else "xla"
         )
     return jnp.concatenate(
         [

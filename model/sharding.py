@@ -33,9 +33,7 @@ def make_mesh(fsdp: int, tensor: int) -> Mesh:
     """All devices, as data × fsdp × tensor; data is what the other two leave over. KodaError if that does not fit."""
     devices = jax.device_count()
     if devices % (fsdp * tensor):
-        raise KodaError(
-            f"pretrain.fsdp = {fsdp} times pretrain.tensor = {tensor} does not divide the {devices} devices there are."
-        )
+        raise KodaError(f"fsdp = {fsdp} times tensor = {tensor} does not divide the {devices} devices there are.")
     shape = (devices // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
@@ -69,7 +67,7 @@ def check_rows(mesh: Mesh, batch_size: int) -> None:
     if batch_size % ways:
         raise KodaError(
             f"batch_size = {batch_size} cannot be spread over {ways} devices (data {mesh.shape['data']} × "
-            f"fsdp {mesh.shape['fsdp']}); {batch_size // ways * ways or ways} or {(batch_size // ways + 1) * ways} would fit."
+            f"fsdp {mesh.shape['fsdp']}); {max(ways, batch_size // ways * ways)} rows would fit."
         )
 
 

@@ -2,14 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from model.config import Compute, LlamaConfig
+from model.config import LlamaConfig
 from model.training.job import Job
 from tasks.run import Built
-from tasks.section import OPERATIONAL, Section
+from tasks.section import Section
 from tasks.stage import stage
 from tasks.train import TrainSection, run_training
 
@@ -50,16 +50,6 @@ class Pretrain(TrainSection):
     """Optimizer steps. Tokens seen = steps × batch_size × model.max_position_embeddings."""
     segments: PositiveInt = 2
     """Task runs that the steps are cut into. Half an hour or more each, and the restarts are lost in the noise."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; weights and optimizer are float32 either way. bfloat16 on GPUs."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
-    scan: bool = False
-    """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
-    fsdp: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
-    """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
-    tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
-    """Devices that each matrix product is split over; wants a fast link between them."""
     isolate_documents: bool = False
     """Attention does not cross from one document of a row into the next."""
     z_loss: NonNegativeFloat = 0.0
@@ -85,7 +75,7 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict
         sequence_length=model.max_position_embeddings,
         end_of_text=tokens.figures["end_of_text"],
         model=model.llama(tokens.figures["vocab_size"]),
-        compute=Compute(dtype=settings.dtype, remat=settings.remat, scan=settings.scan),
+        compute=settings.compute(),
         recipe=settings.recipe(),
         fsdp=settings.fsdp,
         tensor=settings.tensor,

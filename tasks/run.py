@@ -104,14 +104,14 @@ class Run:
         began = time.time()
         try:
             figures = body(work)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(self.folder).free / 1e9
-                raise KodaError(
-                    f"the disk is full: {stage} could not write {error.filename or work} ({free:.1f} GB free on it). "
-                    "Nothing that stood before is lost; make room, and the same command goes on."
-                ) from error
-            raise
+        except Exception as error:
+            if not disk_full(error):
+                raise
+            free = shutil.disk_usage(self.folder).free / 1e6
+            raise KodaError(
+                f"the disk is full: {stage} could not write all of {work} ({free:,.0f} MB are free there). "
+                "Nothing that stood before is lost; make room, and the same command goes on."
+            ) from error
         record = {
             "stage": stage,
             "key": key,
@@ -144,6 +144,14 @@ class Run:
             place.rename(aside)
         place.mkdir()
         write_json(marker, {"key": key})
+
+
+def disk_full(error: Exception) -> bool:
+    """Did a write fail for want of room, here or in a process whose last words these are?"""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(error)
+    return "No space left on device" in words or ("requested and" in words and "written" in words)  # numpy's tofile
 
 
 def root() -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from model.config import LORA_TARGETS, Compute, LlamaConfig
+from model.config import LORA_TARGETS, LlamaConfig
 from model.data import instructions
 from model.files import read_json
 from model.training.job import Job, LoraRecipe
@@ -69,8 +69,10 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         sequence_length=facts["config"]["max_position_embeddings"],
         end_of_text=tokens.figures["end_of_text"],
         model=LlamaConfig(**facts["config"]),
-        compute=Compute(),
+        compute=settings.compute(),
         recipe=settings.recipe(),
+        fsdp=settings.fsdp,
+        tensor=settings.tensor,
         init=str(base / "weights"),
         lora=LoraRecipe(rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets),
     )

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from model.data import prepare, sources
-from tasks.progress import progress
+from model.files import read_json
+from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
+
+SHOWN = 3  # decisions about documents that are told; all of them are in notes.json
 
 
 class Tokenize(Section):
@@ -34,4 +37,10 @@ class Tokenize(Section):
 def tokenize(out: Path, settings: Tokenize) -> dict[str, Any]:
     """Text → tokenizer.json, train/ and heldout/."""
     with progress("tokenize", 0) as watch:
-        return prepare.prepare(out, **settings.model_dump(), watch=watch)
+        figures = prepare.prepare(out, **settings.model_dump(), watch=watch)
+    notes: list[str] = read_json(out / "notes.json")
+    for note in notes[:SHOWN]:
+        say(f"tokenize   {note}")
+    if len(notes) > SHOWN:
+        say(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
+    return figures

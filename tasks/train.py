@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from model.config import Compute
 from model.errors import KodaError
 from model.training.job import Job, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
@@ -41,6 +42,16 @@ class TrainSection(Section):
     """A gradient whose norm is larger is scaled down to it."""
     seed: NonNegativeInt = 0
     """Decides the first weights and the order of the rows."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights and optimizer are float32 either way. bfloat16 on GPUs."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
+    scan: bool = False
+    """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
+    fsdp: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
+    tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that each matrix product is split over; wants a fast link between them."""
     save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
     """A permanent save each so many steps."""
     save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
@@ -53,6 +64,9 @@ class TrainSection(Section):
     """A measurement of the held-out loss each so many steps."""
     evaluate_rows: PositiveInt = 128
     """Held-out rows in that measurement."""
+
+    def compute(self) -> Compute:
+        return Compute(dtype=self.dtype, remat=self.remat, scan=self.scan)
 
     def recipe(self) -> Recipe:
         known = {"z_loss": 0.0, "isolate_documents": False, **self.model_dump()}

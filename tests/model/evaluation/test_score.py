@@ -1,0 +1,65 @@
+import jax
+import numpy as np
+import pytest
+
+from model.evaluation.generate import Generator
+from model.evaluation.score import Scorer
+from model.llama import Llama
+
+
+def plain(model: Llama, ids: list[int]) -> np.ndarray:
+    """Log-probability of each token but the first, one row at a time and without filling up."""
+    logprobs = jax.nn.log_softmax(model(np.asarray([ids]))[0])
+    return np.asarray(logprobs)[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_scores_are_those_of_single_rows(model: Llama) -> None:
+    random = np.random.default_rng(0)
+    requests = [
+        (random.integers(0, 320, n).tolist(), random.integers(0, 320, m).tolist())
+        for n, m in ((1, 1), (5, 3), (40, 9), (31, 1), (64, 1), (2, 60), *([(7, 2)] * 20))
+    ]
+    for (context, continuation), score in zip(requests, Scorer(model)(requests), strict=True):
+        expected = plain(model, context + continuation)[-len(continuation) :].sum()
+        assert score.logprob == pytest.approx(expected, abs=2e-3) and score.tokens == len(continuation)
+
+
+def test_greedy_is_what_the_model_would_say(model: Llama) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    said = list(Generator(model)(prompt, limit=6, stop=-1))
+    wrong = [*said[:-1], (said[-1] + 1) % 320]
+    scores = Scorer(model)([(prompt, said), (prompt, wrong)])
+    assert [s.greedy for s in scores] == [True, False] and scores[0].logprob > scores[1].logprob
+
+
+def test_what_is_too_long_loses_its_beginning(model: Llama) -> None:
+    ids = np.random.default_rng(1).integers(0, 320, 100).tolist()
+    score = Scorer(model)([(ids[:90], ids[90:])])[0]
+    assert score.logprob == pytest.approx(plain(model, ids[-65:])[-10:].sum(), abs=2e-3)
+
+
+@pytest.mark.parametrize("length", [2, 50, 65, 66, 300])
+def test_a_stream_scores_every_token_once_with_room_before_it(model: Llama, length: int) -> None:
+    ids = np.random.default_rng(2).integers(0, 320, length)
+    found = Scorer(model).stream(ids, 64)
+    assert found.shape == (length - 1,) and (found < 0).all()
+    np.testing.assert_allclose(found[:64], plain(model, ids[:65].tolist()), atol=2e-3)
+    if length > 100:  # token 97 is read in the window that begins at 64 - 32 · 0 … 65: half a window before it at least
+        np.testing.assert_allclose(found[96], plain(model, ids[64 : 64 + 65].tolist())[32], atol=2e-3)
+
+
+def test_generation_with_the_cache_is_generation_without_it(model: Llama) -> None:
+    prompt = [7, 7, 2]
+    ids = list(prompt)
+    for _ in range(12):
+        ids.append(int(model(np.asarray([ids]))[0, -1].argmax()))
+    assert list(Generator(model)(prompt, limit=12, stop=-1)) == ids[3:]
+
+
+def test_generation_stops_at_its_token_its_limit_and_the_context(model: Llama) -> None:
+    generate = Generator(model)
+    said = list(generate([5], limit=10, stop=-1))
+    assert list(generate([5], limit=10, stop=said[3])) == said[: said.index(said[3]) + 1]
+    assert len(list(generate([5] * 60, limit=100, stop=-1))) == 4
+    seeds = {tuple(generate([5], limit=8, stop=-1, temperature=1.0, seed=seed)) for seed in (1, 1, 2)}
+    assert len(seeds) == 2
