@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model.data.chat import Message
+from model.data.chat import prompt as render
 from model.errors import KodaError
 from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
 from model.files import read_json
@@ -14,7 +15,7 @@ def open_runtime(name: str, runtime: str) -> Runtime:
     folder = folder_of(name)
     needed = {"jax": "extend/weights", "hf": "convert/hf", "gguf": "convert/gguf", "mlx": "convert/mlx/8bit"}[runtime]
     if not (folder / needed).exists():
-        raise KodaError(f"run {name!r} has no {folder / needed} yet: `koda run --name {name}` makes it.")
+        raise KodaError(f"run {name!r} has no {folder / needed} yet: the command that began it goes on with it.")
     if runtime == "jax":
         return Jax(folder / needed, folder / "tokenize/tokenizer.json")
     if runtime == "gguf":
@@ -24,15 +25,29 @@ def open_runtime(name: str, runtime: str) -> Runtime:
 
 
 def converse(name: str, runtime: str, prompt: str | None, limit: int) -> None:
-    """Answer `prompt`, or one question after another until the input ends."""
+    """Answer `prompt`, or one question after another until the input ends.
+
+    When the conversation no longer fits the context, its oldest turns are left out, and that is said.
+    """
     model = open_runtime(name, runtime)
-    if prompt is not None:
-        print(model.answer([{"role": "user", "content": prompt}], limit).text)
-        return
-    print("Ask something; Ctrl-D ends.")
+    context = read_json(folder_of(name) / "extend/weights/COMMIT.json")["config"]["max_position_embeddings"]
+    limit = min(limit, context // 2)
     messages: list[Message] = []
-    while True:
-        messages.append({"role": "user", "content": input("> ")})
+
+    def ask(question: str) -> str:
+        messages.append({"role": "user", "content": question})
+        while len(model.tokenize(render(messages))) + limit > context and len(messages) > 2:
+            del messages[:2]
+            print("(the context is full: the oldest turn is forgotten)")
+        if len(model.tokenize(render(messages))) + limit > context:
+            raise KodaError(f"the question and {limit} tokens of answer do not fit the context of {context} tokens.")
         said = model.answer(messages, limit).text
         messages.append({"role": "assistant", "content": said})
-        print(said)
+        return said
+
+    if prompt is not None:
+        print(ask(prompt))
+        return
+    print("Ask something; Ctrl-D ends.")
+    while True:
+        print(ask(input("> ")))

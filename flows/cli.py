@@ -88,8 +88,11 @@ def status_(arguments: argparse.Namespace) -> int:
 
 def chat_(arguments: argparse.Namespace) -> int:
     from flows.chat import converse
+    from flows.environment import causes_only
 
-    with contextlib.suppress(EOFError):
+    if arguments.limit < 1:
+        raise KodaError(f"--limit {arguments.limit}: an answer has at least 1 token.")
+    with causes_only(), contextlib.suppress(EOFError):
         converse(arguments.name, arguments.runtime, arguments.prompt, arguments.limit)
     return 0
 

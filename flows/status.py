@@ -56,7 +56,7 @@ def _eta(folder: Path, step: int, steps: int) -> float | None:
 def _locked(path: Path) -> bool:
     try:
         with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
@@ -82,7 +82,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
 def closing_lines(name: str) -> list[str]:
     """What a finished run has made and where it lies; for a run that ended earlier, how far it is."""
     folder = folder_of(name)
-    if not (folder / "publish" / RECORD).is_file():
+    if not all((folder / stage / RECORD).is_file() for stage in STAGES):
         return ["", *as_lines(status(name))]
     figures = {stage: read_json(folder / stage / RECORD)["figures"] for stage in STAGES}
     scores = figures["evaluate"]

@@ -77,6 +77,8 @@ def read(folder: Path) -> dict[str, np.ndarray]:
             arrays = orbax.restore(
                 folder.absolute() / ARRAYS, args=ocp.args.PyTreeRestore(item=like, restore_args=numpy_args)
             )
+    except MemoryError:
+        raise  # the folder is not to blame
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
         raise Broken(f"{folder} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     for name, description in expected.items():

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import hashlib
 import json
 import os
@@ -60,3 +61,11 @@ def replace_folder(new: Path, old: Path) -> None:
         old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def disk_full(error: Exception) -> bool:
+    """Did a write fail for want of room, here or in a process whose last words these are?"""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(error)
+    return "No space left on device" in words or ("requested and" in words and "written" in words)  # numpy's tofile

@@ -87,7 +87,8 @@ Bits per byte on held-out text: **{figures["bits_per_byte"]:.3f}** ({figures["ra
 ## Limits
 
 A small model: it continues text of the kind it was trained on, and answers are often wrong. It has had no safety
-training. `lineage.json` leads from these files back to the configuration, the corpus and the code.
+training. `lineage.json` leads from these files back to the configuration of each
+stage, the hashes of tokenizer and corpus, and the versions of the packages.
 """
     return str(ModelCard(text))
 

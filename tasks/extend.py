@@ -12,7 +12,7 @@ from tasks.supervise import call
 
 
 class Extend(Section):
-    factor: Annotated[float, Field(ge=1)] = 2.0
+    factor: Annotated[float, Field(gt=1)] = 2.0
     """How many times as long the context becomes."""
     rows: PositiveInt = 64
     """Held-out rows of the new length in the measurement by position."""

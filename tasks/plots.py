@@ -58,15 +58,15 @@ def curve(metrics: list[dict[str, Any]], restarts: list[int]) -> str:
     return _svg(figure)
 
 
-def positions(found: dict[str, list[float]]) -> str:
+def positions(found: dict[str, Any]) -> str:
     """Held-out loss by position, one line for each way of reading further."""
     figure, axes = _figure()
     edges = found["edges"]
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
-    names = [name for name in found if name != "edges"]
+    names = [name for name in found if name not in ("edges", "old_context")]
     for name, colour in zip(names, (GREY, BLUE, GREEN), strict=False):
         axes.plot(middles, found[name], "o-", color=colour, label=name)
-    axes.axvline(edges[-1] / 2, color=GREY, linewidth=1, linestyle="--")
+    axes.axvline(found["old_context"], color=GREY, linewidth=1, linestyle="--")
     _labels(axes, "position, tokens", "loss, nats per token")
     return _svg(figure)
 

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from model.config import LlamaConfig
 from model.training.job import Job
 from tasks.run import Built
-from tasks.section import Section
+from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
 from tasks.train import TrainSection, run_training
 
@@ -48,7 +48,7 @@ class Model(Section):
 class Pretrain(TrainSection):
     steps: PositiveInt = 2000
     """Optimizer steps. Tokens seen = steps × batch_size × model.max_position_embeddings."""
-    segments: PositiveInt = 2
+    segments: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """Task runs that the steps are cut into. Half an hour or more each, and the restarts are lost in the noise."""
     isolate_documents: bool = False
     """Attention does not cross from one document of a row into the next."""

@@ -11,7 +11,7 @@ from model.errors import KodaError
 from model.files import listing, read_json, write_json
 from tasks.cards import card
 from tasks.progress import progress
-from tasks.run import Built
+from tasks.run import RECORD, STAGES, Built
 from tasks.section import Section
 from tasks.stage import stage
 
@@ -34,7 +34,11 @@ def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: 
     lineage = {
         "run": name,
         "configuration": (out.parent / "run.toml").read_text(encoding="utf-8"),
-        "stages": {built.stage: read_json(built / "stage.json")["key"] for built in (tokens, model, exports, scores)},
+        "stages": {
+            stage: {name: record[name] for name in ("key", "reads", "settings", "finished")}
+            for stage in STAGES
+            if (record := _record(out.parent / stage))
+        },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
         "versions": read_json(exports / "stage.json")["versions"],
@@ -55,6 +59,10 @@ def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: 
         where = f"https://huggingface.co/{settings.to}"
     files = {kind: len(listing(out / kind)) for kind in KINDS}
     return {"where": where, "files": sum(files.values()), "bytes": sum(f["size"] for f in listing(out).values())}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
 
 
 def repository(to: str, kind: str) -> str:

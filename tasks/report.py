@@ -89,7 +89,7 @@ def _what(done: dict[str, Any]) -> str:
     if "tokenize" not in done:
         return "Nothing is done yet."
     text = f"Trained from scratch on {done['tokenize']['documents']:,} documents"
-    if "checkpoint" in done:
+    if {"pretrain", "checkpoint"} <= done.keys():
         text += f": {done['checkpoint']['parameters']:,} parameters, {done['pretrain']['tokens']:,} tokens"
     return text + "."
 

@@ -1,7 +1,6 @@
 """A run: one folder that holds everything it makes, and the rule by which a stage is skipped or built."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -11,13 +10,15 @@ import platform
 import re
 import shutil
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from model.errors import KodaError
-from model.files import listing, read_json, replace_folder, write_json
+from model.files import disk_full, finished, listing, read_json, replace_folder, write_json
+from tasks.progress import say
 from tasks.section import Section
 
 STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
@@ -62,14 +63,26 @@ class Run:
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._lock = hold(self.folder / ".lock", f"runs/{self.name}")
+        for line in self._changes():
+            say(line)
         if self._config_text:
-            (self.folder / "run.toml").write_text(self._config_text, encoding="utf-8")
+            with finished(self.folder / "run.toml") as file:
+                file.write(self._config_text)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         if self._lock:
             self._lock.close()
         return kind is not None and issubclass(kind, Reached)
+
+    def _changes(self) -> list[str]:
+        """What this command sets otherwise than the one before it on this run."""
+        path = self.folder / "run.toml"
+        if not path.is_file() or not self._config_text:
+            return []
+        old, new = (flat(tomllib.loads(text)) for text in (path.read_text(encoding="utf-8"), self._config_text))
+        changed = (key for key in new if old.get(key) != new[key])
+        return [f"changed    {key} = {new[key]!r}, was {old.get(key, 'not set')!r}" for key in changed]
 
     def key(self, stage: str, version: int, inputs: tuple[Any, ...]) -> str:
         """What decides a stage's result: its settings, the keys of the stages it reads, the version of its code."""
@@ -88,8 +101,10 @@ class Run:
         built = read_built(self.folder, stage)
         return built if built and built.key == key and whole(built.folder) else None
 
-    def build(self, stage: str, key: str, resumes: bool, body: Callable[[Path], dict[str, Any]]) -> Built:
-        """Let `body` fill a folder, record what it made, and put the folder in its place.
+    def build(
+        self, stage: str, key: str, resumes: bool, body: Callable[[Path], dict[str, Any]], inputs: tuple[Any, ...] = ()
+    ) -> Built:
+        """Let `body` fill a folder, record what it made and of what, and put the folder in its place.
 
         A stage that `resumes` works in its own place, so that a later life finds what an earlier one left; what
         stands there under another key is set aside, not removed.
@@ -118,6 +133,8 @@ class Run:
             "seconds": round(time.time() - began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "figures": figures,
+            "settings": {type(i).__name__.lower(): i.model_dump(mode="json") for i in inputs if isinstance(i, Section)},
+            "reads": {i.stage: i.key for i in inputs if isinstance(i, Built)},
             "versions": versions(),
             "outputs": {
                 path: facts
@@ -132,7 +149,8 @@ class Run:
 
     def _make_room(self, place: Path, key: str) -> None:
         marker = place / "building.json"
-        if marker.is_file() and read_json(marker)["key"] == key and not self.start:
+        anew = bool(self.start) and (place / RECORD).is_file()
+        if marker.is_file() and read_json(marker)["key"] == key and not anew:
             return
         if place.exists():
             old = read_json(marker)["key"][:8] if marker.is_file() else "unknown"
@@ -146,12 +164,12 @@ class Run:
         write_json(marker, {"key": key})
 
 
-def disk_full(error: Exception) -> bool:
-    """Did a write fail for want of room, here or in a process whose last words these are?"""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    words = str(error)
-    return "No space left on device" in words or ("requested and" in words and "written" in words)  # numpy's tofile
+def flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """`{"pretrain": {"steps": 7}}` → `{"pretrain.steps": 7}`."""
+    found = {}
+    for section, value in nested.items():
+        found.update({f"{section}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {section: value})
+    return found
 
 
 def root() -> Path:
@@ -172,15 +190,19 @@ def folder_of(name: str) -> Path:
 def hold(path: Path, what: str) -> IO[str]:
     """Lock a file for as long as this process lives. Raises KodaError, saying who holds it and since when."""
     file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    deadline = time.monotonic() + 1  # `koda status` looks at the lock for a moment
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise KodaError(
-            f"{what} is being worked on by {holder}. Wait for it, or give this run another --name."
-        ) from None
+        raise KodaError(f"{what} is being worked on by {holder}. Wait for it, or give this run another --name.")
     file.truncate(0)
     file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}\n")
     file.flush()

@@ -39,7 +39,7 @@ class Stage:
         found = run.standing(self.name, key)
         if found is not None:
             _ = skipped.with_options(name=self.name, task_run_name=f"{self.name} · stands")(found)
-            say(f"{self.name:<10} stands")
+            say(f"{self.name:<10} stands{'' if found.key == key else ', built under other settings'}")
         elif self.resumes:  # its body runs tasks of its own
             found = self.build(run, key, inputs)
         else:
@@ -51,7 +51,7 @@ class Stage:
     def build(self, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
         """Build it, whatever stands; needs no Prefect."""
         say(f"{self.name:<10} …")
-        built = run.build(self.name, key, self.resumes, lambda folder: self.body(folder, *inputs))
+        built = run.build(self.name, key, self.resumes, lambda folder: self.body(folder, *inputs), inputs)
         shown = (f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in built.figures.items() if _number(v))
         say(f"{self.name:<10} done: {' · '.join(list(shown)[:6])}")
         return built

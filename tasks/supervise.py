@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import KodaError
-from model.files import read_json, write_json
-from model.training.protocol import DONE, PREEMPTED, UNUSABLE, Heartbeat
+from model.files import disk_full, read_json, write_json
+from model.training.protocol import DONE, PREEMPTED, ROLLED_BACK, UNUSABLE, Heartbeat
 
 GRACE = 20.0  # seconds to save and leave after SIGTERM; Prefect kills the flow after 30
 # Seconds without a beat after which a process counts as hung, by what it said it was doing.
@@ -33,7 +33,6 @@ def supervise(
     *,
     folder: Path | None = None,
     tick: Callable[[], None] = lambda: None,
-    environment: dict[str, str] | None = None,
 ) -> None:
     """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
 
@@ -42,13 +41,14 @@ def supervise(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
+        before = output.tell()
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     began = time.time()
     hung = False
@@ -64,7 +64,7 @@ def supervise(
     except BaseException:
         _end(child)
         raise
-    _judge(child.returncode, hung, command, log)
+    _judge(child.returncode, hung, command, log, before)
 
 
 def call(function: str, log: Path, **arguments: Any) -> Any:
@@ -109,10 +109,14 @@ def _end(child: subprocess.Popen) -> None:
         _signal(child, signal.SIGKILL)
 
 
-def _judge(code: int, hung: bool, command: list[str], log: Path) -> None:
+def _judge(code: int, hung: bool, command: list[str], log: Path, before: int) -> None:
     if code == DONE:
         return
-    tail = log.read_text(encoding="utf-8", errors="replace").strip()[-3000:]
+    with log.open("rb") as file:
+        file.seek(before)  # what earlier lives said is not this one's cause
+        tail = file.read().decode(errors="replace").strip()[-3000:]
+    if disk_full(OSError(tail)):
+        raise KodaError(f"the disk is full: {log} says what could not be written. Make room; the same command goes on.")
     if code == UNUSABLE:
         message = tail.rpartition("koda: ")[2]
         raise KodaError(message or f"{' '.join(command[1:4])} refused its configuration; see {log}")
@@ -120,6 +124,8 @@ def _judge(code: int, hung: bool, command: list[str], log: Path) -> None:
         how = "gave no sign of life and was killed"
     elif code == PREEMPTED:
         how = "was told to stop, and saved"
+    elif code == ROLLED_BACK:
+        how = "met bad numbers and goes back to its last checkpoint"
     elif code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
     else:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from model.data import prepare, sources
+from model.data import prepare, sources, tokenizer
 from model.files import read_json
 from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
@@ -30,7 +30,7 @@ class Tokenize(Section):
     """Processes that read `docs`."""
 
     def fingerprint(self) -> str:
-        return sources.fingerprint(self.source)
+        return sources.fingerprint(self.source) + tokenizer.fingerprint(self.tokenizer)
 
 
 @stage(version=1)

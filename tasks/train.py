@@ -1,7 +1,8 @@
-"""Training under supervision: the same for pretraining, fine-tuning and adaptation to a longer context."""
+"""Training under supervision: the same for pretraining and fine-tuning."""
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,9 +78,12 @@ def run_training(label: str, job: Job, ends: list[int]) -> dict[str, Any]:
     """Train to each of `ends` in turn, each a Prefect task run that starts again after a crash; returns the figures."""
     folder = Path(job.folder)
     order = folder / "job.json"
-    job.write(order)
+    replace(job, cache=str(folder.parent / ".compiled")).write(order)  # a restart finds its step compiled
     began = 0
     for number, end in enumerate(ends, 1):
+        if end < ends[-1] and end <= newest_step(folder):
+            began = end
+            continue
         segment.with_options(
             name=label,
             task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}-{end:,}",
@@ -117,14 +121,18 @@ def _spend(folder: Path) -> None:
     committed = newest_step(folder)
     crashed = 0
     for line in reversed(lines(folder / EVENTS)):
-        if line["event"] in ("done", "preemption", "given up") or line["step"] != committed:
+        if line["event"] in ("done", "preemption", "given up"):
             break
-        crashed += line["event"] == "life"
+        if line["event"] == "life":
+            if line["step"] != committed:
+                break
+            crashed += 1
     if crashed >= WITHOUT_PROGRESS:
         event(folder, "given up", committed, cause=f"{crashed} lives without progress")
         raise KodaError(
-            f"training died {crashed} times at step {committed} without getting further; the end of "
-            f"{folder / 'training.log'} says why. The last good checkpoint stands; the same command tries again."
+            f"training died {crashed} times at step {committed} without getting further; {folder / EVENTS} and the end "
+            f"of {folder / 'training.log'} say why. The last good checkpoint stands; the same command tries again. "
+            "Where numbers were not finite, a smaller learning_rate helps."
         )
     event(folder, "life", committed)
 

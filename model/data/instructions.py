@@ -47,10 +47,10 @@ def _from_docs() -> Iterator[list[chat.Message]]:
 
 def _from_dolly(path: Path) -> Iterator[list[chat.Message]]:
     """Rows with Dolly's columns: instruction, context (may be empty), response."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row: dict[str, Any] = json.loads(line)
+                row: dict[str, Any] = json.loads(line.decode())
                 question, answer = row["instruction"], row["response"]
             except (ValueError, KeyError, TypeError) as error:
                 raise KodaError(

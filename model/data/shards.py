@@ -64,8 +64,8 @@ class ShardWriter:
         if self.marked:
             marks, self._marks = _take(self._marks, count)
             _save(self.folder / f"{name}.marks.npy", marks)
-        path = self.folder / f"{name}.npy"
-        self.shards.append({"file": path.name, "tokens": count, "sha256": sha256(path)})
+        hashes = {f"{part.name}": sha256(part) for part in sorted(self.folder.glob(f"{name}.*npy"))}
+        self.shards.append({"file": f"{name}.npy", "tokens": count, "sha256": hashes})
         self._held -= count
 
 

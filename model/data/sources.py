@@ -15,7 +15,8 @@ def fingerprint(source: str) -> str:
     """What the source holds, cheaply: versions for `docs`; names, sizes and times of change for files."""
     if is_docs(source):
         return docs.fingerprint(source)
-    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files(source))
+    facts = ((path.relative_to(source), path.stat()) for path in files(source))
+    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
 
 
 def documents(source: str, workers: int, note: Callable[[str], None]) -> Iterator[Document]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.errors import KodaError
+from model.files import sha256
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -24,29 +25,57 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def fingerprint(source: str) -> str:
+    """The hash of the files that `load` would read; raises KodaError where there are none. Empty for `train`."""
+    return "" if source == "train" else " ".join(sha256(path) for path in _files(source))
+
+
+def _files(source: str) -> tuple[Path, ...]:
+    path = Path(source)
+    pair = path / "vocab.json", path / "merges.txt"
+    if all(file.is_file() for file in pair):
+        return pair
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise KodaError(
+            f"tokenize.tokenizer = {source!r}: nothing to load there. It takes `train`, a tokenizer.json, or a "
+            "folder with vocab.json and merges.txt."
+        )
+    return (file,)
+
+
 def load(source: str) -> Tokenizer:
     """A `tokenizer.json`, a folder with one, or a folder with GPT-2's `vocab.json` and `merges.txt`.
 
     Raises KodaError where there is none of these, or where it is not byte-level BPE with an end-of-text token.
     """
-    path = Path(source)
-    vocab, merges = path / "vocab.json", path / "merges.txt"
-    if path.is_dir() and vocab.is_file() and merges.is_file():
-        tokenizer = _gpt2(models.BPE.from_file(str(vocab), str(merges)))
+    first, *second = _files(source)
+    if second:
+        tokenizer = _gpt2(models.BPE.from_file(str(first), str(second[0])))
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
     else:
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
+        if not _is_gpt2(first):
             raise KodaError(
-                f"tokenize.tokenizer = {source!r}: nothing to load there. It takes `train`, a tokenizer.json, or a "
-                "folder with vocab.json and merges.txt."
+                f"tokenize.tokenizer = {source!r}: not byte-level BPE in GPT-2's form, the only kind the exports carry."
             )
-        if json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("type") != "BPE":
-            raise KodaError(f"tokenize.tokenizer = {source!r}: not a byte-level BPE, the only kind the exports carry.")
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(first))
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         raise KodaError(f"tokenize.tokenizer = {source!r} has no {END_OF_TEXT} entry, which ends every document.")
     return tokenizer
+
+
+def _is_gpt2(file: Path) -> bool:
+    """BPE behind GPT-2's own pre-tokenizer, with nothing normalized before it."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        splitter = raw.get("pre_tokenizer") or {}
+        return (
+            raw["model"]["type"] == "BPE"
+            and raw.get("normalizer") is None
+            and (splitter.get("type"), splitter.get("use_regex", True)) == ("ByteLevel", True)
+        )
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return False
 
 
 def _gpt2(model: models.BPE) -> Tokenizer:

@@ -38,6 +38,7 @@ def extend(source: str, out: str, heldout: str, factor: float, rows: int) -> dic
     write_json(
         Path(out) / "positions.json",
         {
+            "old_context": config.max_position_embeddings,
             "edges": edges,
             **{label: [float(curve[a:b].mean()) for a, b in pairwise(edges)] for label, curve in curves.items()},
         },

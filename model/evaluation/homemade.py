@@ -7,7 +7,7 @@ made from documents that were never trained on; the same documents always give t
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from model.data.document import Document
@@ -88,11 +88,16 @@ def _choice(gold: str, others: list[str], context: str, random_: random.Random) 
     return Item([context] * len(choices), choices, choices.index(gold), 1 / len(choices))
 
 
+def _alike(gold: str, others: Iterable[str]) -> list[str]:
+    """Up to three different passages of exactly this one's length."""
+    return list(dict.fromkeys(other for other in others if len(other) == len(gold) and other != gold))[:3]
+
+
 def ending(text: Text, place: Place, random_: random.Random) -> Item | None:
     """HellaSwag's shape: how does the passage go on? The others are passages of other documents."""
     gold = text.passage(place)
     elsewhere = [p for p in random_.sample(text.places, min(200, len(text.places))) if p.document != place.document]
-    others = [o for p in elsewhere if len(o := text.passage(p)) == len(gold) and o != gold][:3]
+    others = _alike(gold, (text.passage(p) for p in elsewhere))
     gap = text.gap(place)
     return _choice(gap + gold, [gap + o for o in others], text.before(place), random_) if len(others) == 3 else None
 
@@ -156,7 +161,7 @@ def source(text: Text, place: Place, random_: random.Random) -> Item | None:
     if gold is None:
         return None
     elsewhere = [p for p in random_.sample(text.places, min(200, len(text.places))) if p.document != place.document]
-    others = [o for p in elsewhere if len(o := text.passage(p)) == len(gold) and o != gold][:3]
+    others = _alike(gold, (text.passage(p) for p in elsewhere))
     return _choice("\n" + gold, ["\n" + o for o in others], text.before(place), random_) if len(others) == 3 else None
 
 

@@ -50,7 +50,7 @@ def compare(
     for text in range(TEXTS):
         start = text * max(1, (len(shards) - context) // TEXTS)
         ids = shards.read(start, min(context, len(shards) - start))[0].tolist()
-        for length in {8, old_context // 2, old_context + 8, context - 1}:
+        for length in {8, old_context // 2, min(old_context + 8, context - 1), context - 1}:
             expected, found = reference.logprobs(ids[:length]), runtime.logprobs(ids[:length])
             if expected.shape != found.shape:
                 raise KodaError(f"{path}: {found.size} logits, the JAX model has {expected.size}.")

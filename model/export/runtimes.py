@@ -107,7 +107,7 @@ class LlamaCpp:
         params.verbosity = 0
         params.warmup = False
         self.server = xllamacpp.Server(params)
-        self.vocab_size = 0
+        self.letter = self.tokenize("a")[0]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(
@@ -119,10 +119,10 @@ class LlamaCpp:
             return json.load(reply)
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
-        reply = self._post(
-            "/completion",
-            {"prompt": ids, "n_predict": 1, "n_probs": 1 << 20, "temperature": 0, "cache_prompt": False},
-        )
+        # The server lists nothing where the chosen token ends the text or is half a letter. So the choice is forced;
+        # what is listed are the model's own probabilities, before any bias.
+        asked = {"n_predict": 1, "n_probs": 1 << 20, "cache_prompt": False, "logit_bias": [[self.letter, 1e6]]}
+        reply = self._post("/completion", {"prompt": ids, **asked})
         listed = reply["completion_probabilities"][0]["top_logprobs"]
         found = np.full(len(listed), -np.inf, np.float32)
         for entry in listed:

@@ -15,7 +15,7 @@ from flax import nnx
 from model import sharding, weights
 from model.data.batches import Batches
 from model.errors import KodaError
-from model.files import finished
+from model.files import finished, read_json, write_json
 from model.llama import Llama
 from model.lora import add_lora
 from model.training import optimizer as optimizers
@@ -26,6 +26,8 @@ from model.training.protocol import (
     DONE,
     METRICS,
     PREEMPTED,
+    ROLLED_BACK,
+    WINDOWS,
     Heartbeat,
     append,
     event,
@@ -33,7 +35,7 @@ from model.training.protocol import (
 )
 from model.training.step import State, loss, make_step
 
-BAD_STEPS = 5  # this many in a row with numbers that are not finite, and the training stops
+BAD_STEPS = 5  # this many in a row with numbers that are not finite, and the training rolls back
 
 
 class Training:
@@ -61,6 +63,7 @@ class Training:
         )
         self.update = make_step(self._rebuild, self.optimizer, self.recipe.z_loss)
         self.measure = jax.jit(lambda params, frozen, batch: loss(self._rebuild(params, frozen), batch)[1])
+        self.windows: list[list[int]] = read_json(self.folder / WINDOWS) if (self.folder / WINDOWS).is_file() else []
         self.stop_asked = False
         self.saved_at = time.monotonic()
 
@@ -91,6 +94,19 @@ class Training:
     def step(self) -> int:
         return int(self.state.step)
 
+    def cursor(self, step: int) -> int:
+        """The batch that a step reads: its own number, and as many more as were stepped over before it."""
+        return step + sum(count for start, count in self.windows if start <= step)
+
+    def roll_back(self, step: int) -> int:
+        """Have the next life go on from the last checkpoint, behind the data read since; returns the exit code."""
+        self.checkpoints.wait()
+        start = max(self.checkpoints.steps(), default=0)
+        write_json(self.folder / WINDOWS, [*self.windows, [start, step - start]])
+        batches = [self.cursor(start), self.cursor(start) + step - start]
+        event(self.folder, "rollback", start, cause=f"{BAD_STEPS} steps in a row not finite", batches=batches)
+        return ROLLED_BACK
+
     def resume(self) -> None:
         """Take the newest whole checkpoint, and leave out the metrics of steps that will now be done again."""
         step, restored = self.checkpoints.restore(self.state) or (0, self.state)
@@ -103,17 +119,21 @@ class Training:
     def run(self, until: int) -> int:
         """Train to step `until` and return the exit code."""
         step = self.step
+        if step >= until:  # a later life finds an earlier segment done
+            return DONE
         self.heart.beat("compile", step, until)
         pending: tuple[int, dict[str, jax.Array], float] | None = None
         bad = 0
         while step < until and not self.stop_asked:
             began = time.perf_counter()
-            batch = sharding.place_rows(self.mesh, self.train[step])
+            batch = sharding.place_rows(self.mesh, self.train[self.cursor(step)])
             waited = time.perf_counter() - began
             self.state, metrics = self.update(self.state, self.frozen, batch)
             step += 1
             if pending is not None:  # read one step late, so that the device has its next step while we look
                 bad = self._log(*pending, bad)
+                if bad == BAD_STEPS:
+                    return self.roll_back(step)
             pending = step, metrics, waited
             self.heart.beat("train", step, until)
             if self._due(step) and step < until:
@@ -121,7 +141,7 @@ class Training:
             if step % self.recipe.evaluate_every_steps == 0 and step < until:
                 self.evaluate(step, until)
         if pending is not None:
-            bad = self._log(*pending, bad)
+            self._log(*pending, bad)
         heldout = self.evaluate(step, until) if step == until else None
         self.save(step, until, permanent=step == until, heldout_loss=heldout)
         self.checkpoints.wait()
@@ -156,11 +176,6 @@ class Training:
                 cause="loss or gradient is not finite",
                 **{k: str(v) for k, v in values.items()},
             )
-            if bad + 1 >= BAD_STEPS:
-                raise KodaError(
-                    f"{BAD_STEPS} steps in a row up to {step} gave numbers that are not finite. The last good "
-                    "checkpoint stands; a smaller pretrain.learning_rate or a longer warm-up may help."
-                )
             return bad + 1
         if step % self.recipe.log_every_steps == 0:
             append(

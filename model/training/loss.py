@@ -17,7 +17,7 @@ def cross_entropy(
     that the backward pass neither keeps them nor computes them again.
     """
     b, t, _ = x_BTD.shape
-    chunks = max(1, -(-b * t // CHUNK))
+    chunks = min(t, max(1, -(-b * t // CHUNK)))
     while t % chunks:
         chunks += 1
     # Cut along time: the batch axis may be spread over devices.

@@ -20,6 +20,7 @@ HEARTBEAT = "heartbeat.json"
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 CHECKPOINTS = "checkpoints"
+WINDOWS = "windows.json"  # data to step over: [[from this step on, so many batches], …]
 
 
 class Heartbeat:

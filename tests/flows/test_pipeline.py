@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model import arrays
-from model.training.protocol import lines
+from model.training.protocol import Heartbeat, lines
 from tasks.run import read_built
 from tests.flows.test_cli import KODA
 
@@ -170,33 +170,30 @@ def checksums(folder: Path) -> dict[str, int]:
 
 @pytest.mark.timeout(900)
 def test_kill_9_of_the_trainer_costs_no_bit(project: Path, finished: Path) -> None:
-    """Killed twice in the middle, the flow starts it again by itself, and the weights are the undisturbed ones.
-
-    Meanwhile a second command on the same run is refused.
+    """Killed in the first segment, the flow starts it again by itself; the flow killed in the second, the same command
+    goes on; and the weights are the undisturbed ones. Meanwhile a second command on the same run is refused.
     """
-    process = subprocess.Popen(
-        [*command("killed"), "--until", "checkpoint"],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     folder = project / "runs/killed"
-    for step in (13, 90):
-        deadline = time.monotonic() + 300
-        while True:
-            assert time.monotonic() < deadline and process.poll() is None
-            try:
-                beat = json.loads((folder / "pretrain/heartbeat.json").read_text())
-                if beat["phase"] == "train" and beat["step"] >= step:
-                    break
-            except (OSError, ValueError):
-                pass
-            time.sleep(0.01)
-        os.kill(beat["pid"], signal.SIGKILL)
-    second = subprocess.run([*command("killed")], cwd=project, capture_output=True, text=True, timeout=300)
+    arguments = [*command("killed"), "--until", "checkpoint"]
+    with (project / "killed.log").open("w") as log:
+        flow = subprocess.Popen(arguments, cwd=project, stdout=log, stderr=log)
+    os.kill(await_step(folder, 13, flow), signal.SIGKILL)
+    second = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=300)
     assert second.returncode == 1 and "is being worked on by process" in second.stderr
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    await_step(folder, 65, flow)
+    flow.kill()
+    flow.wait()
+    run(project, *arguments)
     assert status(project, "killed")["restarts"] == 2
     assert checksums(folder) == checksums(finished)
+
+
+def await_step(folder: Path, step: int, flow: subprocess.Popen) -> int:
+    """Wait until the training has got that far; returns the trainer's process number."""
+    deadline = time.monotonic() + 300
+    while True:
+        assert time.monotonic() < deadline and flow.poll() is None
+        beat = Heartbeat.read(folder / "pretrain")
+        if beat and beat["phase"] == "train" and beat["step"] >= step:
+            return beat["pid"]
+        time.sleep(0.01)

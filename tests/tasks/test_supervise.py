@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import KodaError
+from model.training.protocol import event
 from tasks import supervise as supervision
 from tasks.supervise import ProcessFailed, call, supervise
 from tasks.train import WITHOUT_PROGRESS, _spend
@@ -97,6 +98,24 @@ def test_lives_without_progress_are_counted(tmp_path: Path) -> None:
     with pytest.raises(KodaError, match=f"died {WITHOUT_PROGRESS} times at step 0"):
         _spend(tmp_path)
     _spend(tmp_path)  # whoever starts it again has a new budget
+
+
+def test_a_life_that_rolled_back_counts_as_one(tmp_path: Path) -> None:
+    for _ in range(WITHOUT_PROGRESS):
+        _spend(tmp_path)
+        for step in range(1, 6):
+            event(tmp_path, "skipped", step)
+        event(tmp_path, "rollback", 0)
+    with pytest.raises(KodaError, match="smaller learning_rate"):
+        _spend(tmp_path)
+
+
+def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
+    code = "raise OSError(28, 'No space left on device')"
+    with pytest.raises(KodaError, match="the disk is full"):
+        supervise(python(code), tmp_path / "log")
+    with pytest.raises(ProcessFailed):  # what an earlier life said is not this one's cause
+        supervise(python("raise RuntimeError"), tmp_path / "log")
 
 
 def test_lives_with_progress_are_not(tmp_path: Path) -> None:

@@ -10,29 +10,20 @@ import pytest
 from flax import nnx
 
 from model import weights
-from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.data.shards import ShardWriter
 from model.errors import KodaError
 from model.export import gguf, hf
 from model.export.parity import compare, divergence
 from model.llama import Llama
+from tests.conftest import SHAPE
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, prose: str) -> Path:
     """Random weights, large enough that every part shows, with a rotary base that is not the default one."""
     folder = tmp_path_factory.mktemp("made")
-    shape = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=128,
-        rope_theta=500.0,
-    )
+    shape = replace(SHAPE, vocab_size=512, max_position_embeddings=128, rope_theta=500.0)
     model = Llama(shape, rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, nnx.state(model, nnx.Param)))
     weights.save(folder / "weights", model)

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from model.config import Compute, LlamaConfig
+from model.config import Compute
 from model.data import tokenizer as tokenizers
 from model.data.shards import ShardWriter
 from model.training.job import Job
+from tests.conftest import SHAPE
 from tests.model.training.test_optimizer import RECIPE
 
 
@@ -19,16 +20,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, prose: str, tokenizer_file: Pa
         writer = ShardWriter(root / part, tokenizer.get_vocab_size(), 20_000)
         writer.add(tokenizers.encode_plain(tokenizer, [text])[0])
         writer.close()
-    shape = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
+    shape = replace(SHAPE, vocab_size=512, tie_word_embeddings=True)
     recipe = replace(RECIPE, steps=60, batch_size=8, optimizer="muon", weight_decay=0.1, save_every_steps=20)
     return Job(
         folder=str(root / "whole"),

@@ -12,7 +12,17 @@ import pytest
 
 from model import arrays
 from model.training.job import Job
-from model.training.protocol import DONE, METRICS, PREEMPTED, UNUSABLE, Heartbeat, lines
+from model.training.protocol import (
+    DONE,
+    EVENTS,
+    METRICS,
+    PREEMPTED,
+    ROLLED_BACK,
+    UNUSABLE,
+    WINDOWS,
+    Heartbeat,
+    lines,
+)
 
 
 def start(job: Job, until: int = 60) -> subprocess.Popen:
@@ -73,6 +83,7 @@ def test_a_kill_changes_nothing(whole: Job, tmp_path: Path, step: int) -> None:
 def test_two_segments_are_one_training(whole: Job, tmp_path: Path) -> None:
     job = replace(whole, folder=str(tmp_path / "segments"))
     assert start(job, until=30).wait() == DONE
+    assert start(job, until=20).wait() == DONE  # an earlier segment, asked for by a later life, is done
     assert start(job, until=60).wait() == DONE
     assert crc(job) == crc(whole)
 
@@ -99,6 +110,7 @@ def test_another_corpus_is_refused(whole: Job, tmp_path: Path) -> None:
     whole.write(Path(whole.folder) / "job.json")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's death on Linux only")
 def test_the_trainer_leaves_when_its_parent_dies(whole: Job, tmp_path: Path) -> None:
     job = replace(whole, folder=str(tmp_path / "orphan"), recipe=replace(whole.recipe, steps=100_000))
     Path(job.folder).mkdir()
@@ -116,3 +128,56 @@ time.sleep(600)"""
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert list(Path(job.folder).glob("checkpoints/*/COMMIT.json"))  # and it saved first
+
+
+POISONED = """
+import sys
+from pathlib import Path
+import numpy as np
+from model.data.batches import Batches
+from model.training import loop
+from model.training.job import Job
+take = Batches.__getitem__
+def poisoned(self, index):
+    batch = take(self, index)
+    return batch._replace(weights_BT=batch.weights_BT * np.nan) if {first} <= index < {last} else batch
+Batches.__getitem__ = poisoned
+sys.exit(loop.train(Job.read(Path(sys.argv[1])), 60))
+"""
+
+
+def poisoned(job: Job, first: int, last: int) -> int:
+    """One life of a training in which these batches give numbers that are not finite."""
+    folder = Path(job.folder)
+    folder.mkdir(exist_ok=True)
+    job.write(folder / "job.json")
+    code = POISONED.format(first=first, last=last)
+    with (folder / "log").open("ab") as log:
+        command = [sys.executable, "-c", code, str(folder / "job.json")]
+        return subprocess.run(command, stdout=log, stderr=log).returncode
+
+
+def test_one_bad_batch_is_skipped(whole: Job, tmp_path: Path) -> None:
+    job = replace(whole, folder=str(tmp_path / "one"))
+    assert poisoned(job, 30, 31) == DONE
+    skipped = [line["step"] for line in lines(Path(job.folder) / EVENTS) if line["event"] == "skipped"]
+    assert skipped == [31]
+    losses = [line["loss"] for line in lines(Path(job.folder) / METRICS) if "loss" in line]
+    assert len(losses) == 59 and losses[-1] < 0.8 * losses[0]
+
+
+def test_many_bad_batches_are_stepped_over(whole: Job, tmp_path: Path) -> None:
+    """Back to the last checkpoint, behind that window; the end is that of a run told to skip the window."""
+    job = replace(whole, folder=str(tmp_path / "many"))
+    assert poisoned(job, 47, 55) == ROLLED_BACK
+    windows = json.loads((Path(job.folder) / WINDOWS).read_text())
+    assert windows[0][0] == 40 and 12 <= windows[0][1] <= 20 and len(windows) == 1
+    code, lives = ROLLED_BACK, 1
+    while code == ROLLED_BACK:
+        code, lives = poisoned(job, 47, 55), lives + 1
+    assert code == DONE and lives <= 3
+    told = replace(whole, folder=str(tmp_path / "told"))
+    Path(told.folder).mkdir()
+    (Path(told.folder) / WINDOWS).write_text((Path(job.folder) / WINDOWS).read_text())
+    assert start(told).wait() == DONE
+    assert crc(told) == crc(job) != crc(whole)
