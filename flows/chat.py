@@ -14,6 +14,8 @@ def open_runtime(name: str, runtime: str) -> Runtime:
     """The run's final model in a runtime. Raises KodaError where the run has not come that far."""
     folder = folder_of(name)
     needed = {"jax": "extend/weights", "hf": "convert/hf", "gguf": "convert/gguf", "mlx": "convert/mlx/8bit"}[runtime]
+    if not folder.is_dir():
+        raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
     if not (folder / needed).exists():
         raise KodaError(f"run {name!r} has no {folder / needed} yet: the command that began it goes on with it.")
     if runtime == "jax":

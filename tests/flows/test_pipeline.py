@@ -177,9 +177,11 @@ def test_kill_9_of_the_trainer_costs_no_bit(project: Path, finished: Path) -> No
     arguments = [*command("killed"), "--until", "checkpoint"]
     with (project / "killed.log").open("w") as log:
         flow = subprocess.Popen(arguments, cwd=project, stdout=log, stderr=log)
-    os.kill(await_step(folder, 13, flow), signal.SIGKILL)
+    trainer = await_step(folder, 13, flow)
+    os.kill(trainer, signal.SIGSTOP)  # so that the run is still being worked on, however slow the second command is
     second = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=300)
     assert second.returncode == 1 and "is being worked on by process" in second.stderr
+    os.kill(trainer, signal.SIGKILL)
     await_step(folder, 65, flow)
     flow.kill()
     flow.wait()
