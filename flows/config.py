@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import KodaError
 from tasks.convert import Convert
@@ -40,6 +40,15 @@ class RunConfig(Section):
     """What the model is worth."""
     publish: Publish = Field(default_factory=Publish)
     """Where the exports go."""
+
+    @model_validator(mode="after")
+    def exportable(self) -> "RunConfig":
+        if self.model.qk_norm and self.convert.formats:
+            raise ValueError(
+                f"model.qk_norm = true: {', '.join(self.convert.formats)} are written as architecture `llama`, which "
+                "has no norm on queries and keys. Leave it off, or set convert.formats=[] to export nothing."
+            )
+        return self
 
 
 def presets() -> list[str]:

@@ -91,7 +91,7 @@ def closing_lines(name: str) -> list[str]:
         f"{name}: {scores['bits_per_byte']:.3f} bits per byte on held-out text, {scores['ratio_to_xz']:.2f} × xz -9; "
         f"{scores['tasks_above_chance']} of {len(scores['tasks'])} tasks above chance",
         f"  report     {folder / 'report.html'}",
-        *(f"  {kind:<10} {folder / 'convert' / kind}" for kind in ("hf", "gguf", "mlx")),
+        *(f"  {kind:<10} {path}" for kind in ("hf", "gguf", "mlx") if (path := folder / "convert" / kind).is_dir()),
         f"  published  {figures['publish']['where']}",
         f"  talk to it koda chat {name}      (.venv/bin/koda, where it is not on your PATH)",
     ]

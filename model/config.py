@@ -23,6 +23,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    qk_norm: bool = False  # RMSNorm on each query and key head; transformers' Llama has none
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
@@ -53,7 +54,7 @@ class LlamaConfig:
         """How many numbers the network holds; a tied embedding counts once."""
         width, kv_width = self.hidden_size, self.num_key_value_heads * self.head_dim
         attention = 2 * width * width + 2 * width * kv_width
-        block = attention + 3 * width * self.intermediate_size + 2 * width
+        block = attention + 3 * width * self.intermediate_size + 2 * width + 2 * self.head_dim * self.qk_norm
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
         return embeddings + self.num_hidden_layers * block + width
 

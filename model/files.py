@@ -1,14 +1,18 @@
 """Files that are either whole or not there."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from model.errors import KodaError
 
 
 @contextmanager
@@ -61,6 +65,31 @@ def replace_folder(new: Path, old: Path) -> None:
         old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def hold(path: Path, what: str, seconds: float = 1.0) -> IO[str]:
+    """Lock a file for as long as it stays open, and note in it who did; one that another process holds is waited for.
+
+    Raises KodaError after so many `seconds`, saying who holds it and since when.
+    """
+    file = path.open("a+", encoding="utf-8")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise KodaError(f"{what} is being worked on by {holder}. Wait for it, or give this run another --name.")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}\n")
+    file.flush()
+    return file
 
 
 def disk_full(error: Exception) -> bool:

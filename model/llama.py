@@ -12,6 +12,7 @@ from flax import nnx
 
 from model.attention import attend, grouped_attention
 from model.config import Compute, LlamaConfig
+from model.matmul import matmul
 from model.rope import angles, rotate
 from model.sharding import keep_rows
 
@@ -41,7 +42,7 @@ class Linear(nnx.Module):
         self.lora: nnx.Module | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel.astype(x.dtype)
+        y = matmul(x, self.kernel[...])
         return y if self.lora is None else y + self.lora(x)
 
 
@@ -68,11 +69,16 @@ class Attention(nnx.Module):
         self.key = Linear(width, kv_width, std, rngs=rngs)
         self.value = Linear(width, kv_width, std, rngs=rngs)
         self.out = Linear(width, width, std / (2 * config.num_hidden_layers) ** 0.5, rngs=rngs)
+        # One scale for all heads (Dehghani et al. 2023, arXiv:2302.05442): it bounds the scores in long runs.
+        norms = [RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)]
+        self.query_norm, self.key_norm = map(nnx.data, norms)
 
     def project(self, x_BTD: jax.Array, angles_BTF: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTHA, k_BTKA, v_BTKA = (
             linear(x_BTD).reshape(*x_BTD.shape[:2], -1, self.head_dim) for linear in (self.query, self.key, self.value)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHA, k_BTKA = self.query_norm(q_BTHA), self.key_norm(k_BTKA)
         return rotate(q_BTHA, angles_BTF), rotate(k_BTKA, angles_BTF), v_BTKA
 
     def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

@@ -6,14 +6,17 @@ batch are spread over data and fsdp. XLA makes the communication from these anno
 arXiv:2105.04663).
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from model.errors import KodaError
 
+Tree = TypeVar("Tree")
 ROWS = ("data", "fsdp")
 # By the end of the parameter's path; Muon's and AdamW's moments have the same ends. The layers' axis is never split.
 PARTITIONS = {
@@ -46,28 +49,57 @@ def partition(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
     )
 
 
-def place(mesh: Mesh, tree: Any) -> Any:
-    """Put every leaf of a state where its partition says."""
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of a state (arrays, or their shapes alone)."""
 
-    def put(path: tuple, leaf: Any) -> jax.Array:
+    def of(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jax.device_put(leaf, NamedSharding(mesh, partition(mesh, name, leaf.shape)))
+        return NamedSharding(mesh, partition(mesh, name, leaf.shape))
 
-    return jax.tree.map_with_path(put, tree)
-
-
-def place_rows(mesh: Mesh, batch: Any) -> Any:
-    """Spread the rows of a batch over the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, P(ROWS)))
+    return jax.tree.map_with_path(of, tree)
 
 
-def check_rows(mesh: Mesh, batch_size: int) -> None:
-    """Raise KodaError where the rows of a batch cannot be spread evenly."""
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Put every leaf of a state, held whole in this process's memory, where its partition says."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings(mesh, tree))
+
+
+def place_rows(mesh: Mesh, rows: int, read: Callable[[slice], Tree]) -> Tree:
+    """A batch of `rows` rows spread over the mesh; `read` gives some of its rows, and is asked for this process's own.
+
+    The leaves of what it reads have the rows as their first axis.
+    """
+    sharding = NamedSharding(mesh, P(ROWS))
+    spans = {_span(index, rows) for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    pieces = {span: jax.tree.flatten(read(slice(*span))) for span in spans}
+    leaves, structure = next(iter(pieces.values()))
+
+    def assemble(number: int) -> jax.Array:
+        shape = (rows, *leaves[number].shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: pieces[_span(index, rows)][0][number])
+
+    return jax.tree.unflatten(structure, [assemble(number) for number in range(len(leaves))])
+
+
+def _span(index: tuple[slice, ...] | None, rows: int) -> tuple[int, int]:
+    assert index is not None
+    return index[0].start or 0, rows if index[0].stop is None else index[0].stop
+
+
+def check_rows(mesh: Mesh, batch_size: int, parts: int) -> None:
+    """Raise KodaError where the rows of a batch, taken in `parts` one after another, cannot be spread evenly."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
+    unit = ways * parts
+    if batch_size % unit:
+        cut = f" and cut into gradient_accumulation_steps = {parts}" if parts > 1 else ""
         raise KodaError(
             f"batch_size = {batch_size} cannot be spread over {ways} devices (data {mesh.shape['data']} × "
-            f"fsdp {mesh.shape['fsdp']}); {max(ways, batch_size // ways * ways)} rows would fit."
+            f"fsdp {mesh.shape['fsdp']}){cut}; {max(unit, batch_size // unit * unit)} rows would fit."
         )
 
 

@@ -14,6 +14,8 @@ from tasks.supervise import call
 
 
 class Convert(Section):
+    formats: tuple[Literal["hf", "gguf", "mlx"], ...] = ("hf", "gguf", "mlx")
+    """Which exports are written; MLX is made from the Hugging Face folder, and brings it along."""
     hf_dtype: Literal["float32", "float16"] = "float32"
     """Number type of the Hugging Face folder."""
     limit_full: PositiveFloat = 1e-6
@@ -42,6 +44,7 @@ def convert(out: Path, settings: Convert, model: Built, base: Built, tokens: Bui
         out=out,
         name=name,
         hf_dtype=settings.hf_dtype,
+        formats=settings.formats,
     )
     old_context = read_json(base / "weights/COMMIT.json")["config"]["max_position_embeddings"]
     parity = {}
@@ -62,7 +65,7 @@ def convert(out: Path, settings: Convert, model: Built, base: Built, tokens: Bui
     write_json(out / "parity.json", parity)
     return {
         "exports": len(parity),
-        "max_kl_divergence": max(p["kl_divergence"] for p in parity.values()),
+        "max_kl_divergence": max((p["kl_divergence"] for p in parity.values()), default=0.0),
         "stopped": sum(p["stopped"] for p in parity.values()),
         "parity": parity,
     }

@@ -35,6 +35,9 @@ class Model(Section):
     """Added under the root in every norm."""
     tie_word_embeddings: bool = True
     """Read tokens in and out with the same matrix: for small models, whose vocabulary would be most of them."""
+    qk_norm: bool = False
+    """A norm on every query and key, which bounds attention's scores. The exports cannot carry it: for models that
+    stay in Koda (convert.formats = [])."""
 
     @model_validator(mode="after")
     def buildable(self) -> "Model":
@@ -80,5 +83,5 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict
         fsdp=settings.fsdp,
         tensor=settings.tensor,
     )
-    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments))
+    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings.hang_seconds)
     return {"parameters": job.model.parameters, **figures}

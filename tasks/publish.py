@@ -43,7 +43,8 @@ def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: 
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
         "versions": read_json(exports / "stage.json")["versions"],
     }
-    for kind in KINDS:
+    kinds = [kind for kind in KINDS if (exports / kind).is_dir()]
+    for kind in kinds:
         folder = out / kind
         shutil.copytree(exports / kind, folder)
         write_json(folder / "lineage.json", lineage)
@@ -55,9 +56,9 @@ def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: 
     if settings.to == "local":
         where = str(out.parent / "publish")
     else:
-        _upload(out, settings)
+        _upload(out, settings, kinds)
         where = f"https://huggingface.co/{settings.to}"
-    files = {kind: len(listing(out / kind)) for kind in KINDS}
+    files = {kind: len(listing(out / kind)) for kind in kinds}
     return {"where": where, "files": sum(files.values()), "bytes": sum(f["size"] for f in listing(out).values())}
 
 
@@ -70,7 +71,7 @@ def repository(to: str, kind: str) -> str:
     return to if kind == "hf" else f"{to}-{kind.upper()}"
 
 
-def _upload(out: Path, settings: Publish) -> None:
+def _upload(out: Path, settings: Publish, kinds: list[str]) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -80,8 +81,8 @@ def _upload(out: Path, settings: Publish) -> None:
             f"publish.to = {settings.to!r} needs a token with write access in the environment, as HF_TOKEN."
         )
     api = HfApi(token=token)
-    with progress("publish", len(KINDS)) as watch:
-        for number, kind in enumerate(KINDS):
+    with progress("publish", len(kinds)) as watch:
+        for number, kind in enumerate(kinds):
             name = repository(settings.to, kind)
             watch(number, name)
             try:

@@ -1,7 +1,6 @@
 """A run: one folder that holds everything it makes, and the rule by which a stage is skipped or built."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from model.errors import KodaError
-from model.files import disk_full, finished, listing, read_json, replace_folder, write_json
+from model.files import disk_full, finished, hold, listing, read_json, replace_folder, write_json
 from tasks.progress import say
 from tasks.section import Section
 
@@ -62,7 +61,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        self._lock = hold(self.folder / ".lock", f"runs/{self.name}")
+        self._lock = hold(self.folder / ".lock", f"runs/{self.name}")  # a second: `koda status` looks for a moment
         for line in self._changes():
             say(line)
         if self._config_text:
@@ -185,28 +184,6 @@ def folder_of(name: str) -> Path:
             "beginning with a letter or digit."
         )
     return root() / name
-
-
-def hold(path: Path, what: str) -> IO[str]:
-    """Lock a file for as long as this process lives. Raises KodaError, saying who holds it and since when."""
-    file = path.open("a+", encoding="utf-8")
-    deadline = time.monotonic() + 1  # `koda status` looks at the lock for a moment
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError:
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise KodaError(f"{what} is being worked on by {holder}. Wait for it, or give this run another --name.")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}\n")
-    file.flush()
-    return file
 
 
 def read_built(run_folder: Path, stage: str) -> Built | None:

@@ -76,7 +76,7 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         init=str(base / "weights"),
         lora=LoraRecipe(rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets),
     )
-    trained = run_training("sft", job, [settings.steps])
+    trained = run_training("sft", job, [settings.steps], settings.hang_seconds)
     measured = call(
         "model.export.adapter:finish",
         out / "sft.log",

@@ -19,12 +19,18 @@ from model.files import disk_full, read_json, write_json
 from model.training.protocol import DONE, PREEMPTED, ROLLED_BACK, UNUSABLE, Heartbeat
 
 GRACE = 20.0  # seconds to save and leave after SIGTERM; Prefect kills the flow after 30
-# Seconds without a beat after which a process counts as hung, by what it said it was doing.
-PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.0, "train": 300.0}
+# Seconds without a beat after which a process counts as hung, by what it said it was doing. While it trains, its own
+# pace decides: `hang_seconds` of its settings, and ten of its slowest steps.
+PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.0}
+SLOWEST = 10.0
 
 
 class ProcessFailed(Exception):
     """The process ended in a way that a fresh start may mend; the message says how, and shows the end of its log."""
+
+    def __init__(self, what: str, how: str, log: Path, tail: str):
+        super().__init__(f"{what} {how}. The end of {log}:\n{tail}")
+        self.how = how
 
 
 def supervise(
@@ -32,9 +38,12 @@ def supervise(
     log: Path,
     *,
     folder: Path | None = None,
+    hang_seconds: float = 300.0,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
+
+    A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed.
 
     Raises KodaError for a configuration no retry can mend, ProcessFailed for anything else but success. If this
     process is told to end, the child is told to save and leave, and has GRACE seconds for it.
@@ -58,11 +67,11 @@ def supervise(
                 child.wait(0.5)
             except subprocess.TimeoutExpired:
                 tick()
-                if folder is not None and _silent(folder, child.pid, began):
+                if folder is not None and _silent(folder, child.pid, began, hang_seconds):
                     hung = True
                     _signal(child, signal.SIGKILL)
     except BaseException:
-        _end(child)
+        _end(child, folder)
         raise
     _judge(child.returncode, hung, command, log, before)
 
@@ -84,11 +93,12 @@ def call(function: str, log: Path, **arguments: Any) -> Any:
         return read_json(result)
 
 
-def _silent(folder: Path, pid: int, began: float) -> bool:
+def _silent(folder: Path, pid: int, began: float, hang_seconds: float) -> bool:
     beat = Heartbeat.read(folder)
     if beat is None or beat["pid"] != pid:
         return time.time() - began > PATIENCE["start"]
-    return time.time() - beat["time"] > PATIENCE[beat["phase"]]
+    training = max(hang_seconds, SLOWEST * beat["pace"])
+    return time.time() - beat["time"] > PATIENCE.get(beat["phase"], training)
 
 
 def _signal(child: subprocess.Popen, number: signal.Signals) -> None:
@@ -98,15 +108,18 @@ def _signal(child: subprocess.Popen, number: signal.Signals) -> None:
         return
 
 
-def _end(child: subprocess.Popen) -> None:
-    """Ask the child to save and leave; one that does not is left to the lock on its folder and the kernel."""
+def _end(child: subprocess.Popen, folder: Path | None) -> None:
+    """Ask the child to save and leave. One that is still saving after that is left to finish: it has a session of its
+    own, and the lock on its folder keeps the next one waiting. One that does anything else is killed."""
     if child.poll() is not None:
         return
     _signal(child, signal.SIGTERM)
     try:
         child.wait(GRACE)
     except subprocess.TimeoutExpired:
-        _signal(child, signal.SIGKILL)
+        beat = Heartbeat.read(folder) if folder is not None else None
+        if beat is None or beat["pid"] != child.pid or beat["phase"] != "save":
+            _signal(child, signal.SIGKILL)
 
 
 def _judge(code: int, hung: bool, command: list[str], log: Path, before: int) -> None:
@@ -130,4 +143,4 @@ def _judge(code: int, hung: bool, command: list[str], log: Path, before: int) ->
         how = f"was killed by {signal.Signals(-code).name}"
     else:
         how = f"ended with exit code {code}"
-    raise ProcessFailed(f"{' '.join(command[1:4])} {how}. The end of {log}:\n{tail}")
+    raise ProcessFailed(" ".join(command[1:4]), how, log, tail)

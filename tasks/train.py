@@ -1,5 +1,6 @@
 """Training under supervision: the same for pretraining and fine-tuning."""
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -14,12 +15,15 @@ from model.config import Compute
 from model.errors import KodaError
 from model.training.job import Job, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
-from tasks.progress import progress
+from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import worth_retrying
-from tasks.supervise import supervise
+from tasks.supervise import ProcessFailed, supervise
 
 WITHOUT_PROGRESS = 3  # lives that end at the same step before the run is given up
+# Events of the diary that are told in the run's log; that a save was made or a life began is not worth a line.
+TOLD = {"resume", "crash", "skipped", "spike", "rollback", "save failed", "preemption", "given up"}
+TOLD |= {"broken checkpoint", "unfinished checkpoint"}
 
 
 class TrainSection(Section):
@@ -39,6 +43,8 @@ class TrainSection(Section):
     """Share of the steps, at the end, over which `wsd` falls to zero."""
     weight_decay: NonNegativeFloat = 0.1
     """Decay of the layers' matrices; norms, embeddings and the head never decay."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Parts that a step's rows go through the network in, one after another: the same step in less memory."""
     clip_norm: PositiveFloat = 1.0
     """A gradient whose norm is larger is scaled down to it."""
     seed: NonNegativeInt = 0
@@ -59,10 +65,20 @@ class TrainSection(Section):
     """A temporary save by the clock; it replaces the one before it. What a crash can cost at most."""
     keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """How many permanent saves are kept; the newest good one always is."""
+    verify_every_saves: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 4
+    """Each so many-th save is read back before it counts."""
+    full_disk_minutes: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 60
+    """How long training goes on while its saves find no room on the disk; it tries again every half minute."""
+    hang_seconds: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
+    """Without a sign of life for so long, and for ten of its slowest steps, a training counts as hung and is started
+    again."""
     log_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 10
     """A line in metrics.jsonl each so many steps."""
     evaluate_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 250
     """A measurement of the held-out loss each so many steps."""
+    spike_deviations: NonNegativeFloat = 0.0
+    """A loss so many standard deviations above the mean of the last 128 counts as bad, and five bad steps in a row go
+    back to the last checkpoint and step over that data. 0: only numbers that are not finite are bad."""
     evaluate_rows: PositiveInt = 128
     """Held-out rows in that measurement."""
 
@@ -74,7 +90,7 @@ class TrainSection(Section):
         return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
 
 
-def run_training(label: str, job: Job, ends: list[int]) -> dict[str, Any]:
+def run_training(label: str, job: Job, ends: list[int], hang_seconds: float) -> dict[str, Any]:
     """Train to each of `ends` in turn, each a Prefect task run that starts again after a crash; returns the figures."""
     folder = Path(job.folder)
     order = folder / "job.json"
@@ -87,7 +103,7 @@ def run_training(label: str, job: Job, ends: list[int]) -> dict[str, Any]:
         segment.with_options(
             name=label,
             task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}-{end:,}",
-        )(label, str(order), str(folder), end)
+        )(label, str(order), str(folder), end, hang_seconds)
         began = end
     return figures(folder, job)
 
@@ -100,17 +116,52 @@ def run_training(label: str, job: Job, ends: list[int]) -> dict[str, Any]:
     retry_jitter_factor=0.3,
     retry_condition_fn=worth_retrying,
 )
-def segment(label: str, order: str, folder: str, end: int) -> None:
+def segment(label: str, order: str, folder: str, end: int, hang_seconds: float) -> None:
     """One supervised life of the training process, to step `end`. A crash fails the task, and Prefect retries it."""
     where = Path(folder)
     _spend(where)
     with progress(label, end) as watch:
-        supervise(
-            [sys.executable, "-m", "model.training", order, str(end)],
-            where / "training.log",
-            folder=where,
-            tick=lambda: _show(where, watch),
-        )
+        story = Story(where, label)
+
+        def tick() -> None:
+            story.tell()
+            _show(where, watch)
+
+        try:
+            supervise(
+                [sys.executable, "-m", "model.training", order, str(end)],
+                where / "training.log",
+                folder=where,
+                hang_seconds=hang_seconds,
+                tick=tick,
+            )
+        except ProcessFailed as failure:
+            event(where, "crash", newest_step(where), cause=failure.how)
+            raise
+        finally:
+            story.tell()
+
+
+class Story:
+    """Tells, as they happen, the events of a training that are worth a line in a run's log."""
+
+    def __init__(self, folder: Path, label: str):
+        self.path, self.label = folder / EVENTS, label
+        self.told = self.path.stat().st_size if self.path.is_file() else 0
+
+    def tell(self) -> None:
+        """Say what has happened since the last time."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.told)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self.told += len(whole)
+        for line in map(json.loads, whole.splitlines()):
+            if line["event"] in TOLD:
+                cause = f": {line['cause']}" if "cause" in line else ""
+                say(f"{self.label:<10} {line['event']} at step {line['step']:,}{cause}")
 
 
 def _spend(folder: Path) -> None:
@@ -161,6 +212,5 @@ def _show(folder: Path, watch: Any) -> None:
     beat = Heartbeat.read(folder)
     if beat is None or time.time() - beat["time"] > 60:
         return
-    latest = next((line for line in reversed(lines(folder / METRICS)) if "loss" in line), None)
-    note = f"loss {latest['loss']:.3f}" if latest else beat["phase"]
+    note = f"loss {beat['loss']:.3f}" if beat["loss"] else beat["phase"]
     watch(beat["step"], f"step {beat['step']:,} · {note}")

@@ -40,7 +40,11 @@ class Batches:
             )
 
     def __getitem__(self, step: int) -> Batch:
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.part(step, slice(0, self.batch_size))
+
+    def part(self, step: int, rows: slice) -> Batch:
+        """Some rows of a step's batch: what one process of several reads."""
+        positions = step * self.batch_size + np.arange(rows.start, rows.stop)
         return self.take(row_at(positions, self.rows, self.seed))
 
     def take(self, rows: np.ndarray) -> Batch:

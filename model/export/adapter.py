@@ -16,7 +16,7 @@ from model.files import read_json, write_json
 from model.llama import Llama
 from model.lora import Lora, adapted, merge_lora
 from model.training.job import Job, LoraRecipe
-from model.training.promote import finished, trained
+from model.training.promote import restored, trained
 
 ASKED = 40  # held-out questions put to the model
 
@@ -27,7 +27,7 @@ def finish(job: str, tokenizer: str, prompts: str, out: str, answer_limit: int) 
     Among them the share of held-out questions whose answer ends by itself, before and after.
     """
     order = Job.read(Path(job))
-    training, facts = finished(order)
+    training, facts = restored(order)
     model = trained(training)
     if order.lora is not None:
         write_adapter(Path(out) / "adapter", model, order.lora)

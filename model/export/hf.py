@@ -38,7 +38,7 @@ def config(shape: LlamaConfig, end: int, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **shape.to_dict(),
+        **{name: value for name, value in shape.to_dict().items() if name != "qk_norm"},
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "attention_bias": False,

@@ -1,18 +1,21 @@
 """`python -m model.training JOB.json UNTIL`: train to step UNTIL, from the newest checkpoint if there is one."""
 
 import sys
+import time
 from pathlib import Path
 
-from model.errors import KodaError
-from model.training.job import Job
-from model.training.loop import train
-from model.training.protocol import UNUSABLE, die_with_parent
+BEGAN = time.time()  # before the imports, which take a second or two of the life
 
 
 def main() -> int:
+    from model.errors import KodaError
+    from model.training.job import Job
+    from model.training.loop import train
+    from model.training.protocol import UNUSABLE, die_with_parent
+
     die_with_parent()
     try:
-        return train(Job.read(Path(sys.argv[1])), until=int(sys.argv[2]))
+        return train(Job.read(Path(sys.argv[1])), int(sys.argv[2]), BEGAN)
     except KodaError as error:
         print(f"koda: {error}", file=sys.stderr)
         return UNUSABLE

@@ -1,6 +1,7 @@
 """The checkpoints of one training: saved beside the step loop, committed, and restored newest first."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,38 @@ import numpy as np
 
 from model import arrays
 from model.errors import KodaError
+from model.files import disk_full
+from model.training import processes
+
+SLACK = 1.05  # room that a save is given beyond the bytes of its arrays
 
 
 class Checkpoints:
     """A folder with one committed folder for each saved step.
 
     `permanent` saves are kept, the newest `keep` of them; a temporary one goes when a newer save is committed. The
-    newest committed one is never removed.
+    newest committed one is never removed. A save that finds no room is given up, and training goes on: for `patience`
+    seconds from the first such save on, then KodaError is raised. Of several processes one writes.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, keep: int, note: Callable[..., None]):
-        """`fingerprint` names the data that the steps read; `note(event, step, …)` hears of what happens here."""
-        self.folder, self.fingerprint, self.keep, self.note = folder, fingerprint, keep, note
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        note: Callable[..., None],
+        *,
+        keep: int,
+        verify_every: int = 1,
+        patience: float = 0.0,
+    ):
+        """`fingerprint` names the data that the steps read; `note(event, step, …)` hears of what happens here.
+
+        Each `verify_every`-th save is read back before it counts.
+        """
+        self.folder, self.fingerprint, self.note = folder, fingerprint, note
+        self.keep, self.verify_every, self.patience = keep, verify_every, patience
+        self.failing_since: float | None = None
+        self._saves = 0
         self._writing: tuple[int, arrays.Background] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -31,22 +52,70 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, permanent: bool, **facts: Any) -> None:
         """Begin to write `state`; the step loop may go on. A save still under way is waited for first."""
         self.wait()
-        if step in self.steps():
+        if not processes.agreed(step not in self.steps() and self._room(step, state)):
             return
-        target = self.folder / str(step)
+        named = {}
+        for name, leaf in arrays.flatten(state).items():
+            copy = processes.whole(leaf)
+            if processes.writes():
+                named[name] = copy
+        if not processes.writes():
+            return
+        self._saves += 1
         writing = arrays.Background(
-            target, state, step=step, fingerprint=self.fingerprint, permanent=permanent, **facts
+            self.folder / str(step),
+            named,
+            verify=self._saves % self.verify_every == 0,
+            step=step,
+            fingerprint=self.fingerprint,
+            permanent=permanent,
+            **facts,
         )
         self._writing = step, writing
+
+    def tend(self) -> None:
+        """Finish a save whose write has ended; returns at once where it has not."""
+        if self._writing is not None and not self._writing[1].is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Wait until the save under way is committed, then remove what it makes superfluous."""
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
-        writing.join()
+        try:
+            writing.join()
+        except arrays.Broken as broken:
+            if not (self.folder / str(step)).exists():  # numbers that are not finite: nothing was written
+                raise
+            self._set_aside(step, str(broken))
+            self._failed(step, str(broken))
+            return
+        except Exception as error:
+            if not disk_full(error):
+                raise
+            self._failed(step, str(error).splitlines()[0])
+            return
+        self.failing_since = None
         self.note("saved", step)
         self._prune()
+
+    def _room(self, step: int, state: Any) -> bool:
+        needed, free = SLACK * arrays.size(state), shutil.disk_usage(self.folder).free
+        if free < needed:
+            self._failed(step, f"the save needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
+        return free >= needed
+
+    def _failed(self, step: int, cause: str) -> None:
+        self.note("save failed", step, cause=cause)
+        now = time.monotonic()
+        self.failing_since = self.failing_since or now
+        if now - self.failing_since >= self.patience:
+            raise KodaError(
+                f"the disk is full: for {self.patience / 60:.0f} min no checkpoint could be saved in {self.folder} "
+                f"({cause}). The last good one, of step {max(self.steps(), default=0)}, stands; make room, and the "
+                "same command goes on."
+            )
 
     def restore(self, template: Any) -> tuple[int, Any] | None:
         """The newest whole checkpoint as `(step, arrays in the shape of template)`; None where there is none.
@@ -54,6 +123,16 @@ class Checkpoints:
         One that is broken is set aside by renaming it, and the next older one is tried. Raises KodaError where the
         checkpoint was trained on other data.
         """
+        found = self._newest() if processes.writes() else None
+        step = processes.agreed(found[0] if found else -1)
+        if step < 0:
+            return None
+        folder = self.folder / str(step)
+        named = found[1] if found else arrays.read(folder)
+        return step, arrays.unflatten(template, _shaped(named, template, folder))
+
+    def _newest(self) -> tuple[int, dict[str, np.ndarray]] | None:
+        self._clear_unfinished()
         for step in reversed(self.steps()):
             folder = self.folder / str(step)
             try:
@@ -64,15 +143,27 @@ class Checkpoints:
                         f"({self.fingerprint}): the text, the tokenizer, the context or the batch has changed. "
                         "Give this run another --name."
                     )
-                named = arrays.read(folder)
-                return step, arrays.unflatten(template, _shaped(named, template, folder))
+                return step, arrays.read(folder)
             except arrays.Broken as broken:
-                aside = folder.with_name(f"{step}.broken")
-                while aside.exists():
-                    aside = aside.with_name(aside.name + "-again")
-                folder.rename(aside)
-                self.note("broken checkpoint", step, cause=str(broken), set_aside=aside.name)
+                aside = self._set_aside(step, str(broken))
+                self.note("broken checkpoint", step, cause=str(broken), set_aside=aside)
         return None
+
+    def _set_aside(self, step: int, cause: str) -> str:
+        aside = self.folder / f"{step}.broken"
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-again")
+        (self.folder / str(step)).rename(aside)
+        return aside.name
+
+    def _clear_unfinished(self) -> None:
+        """A folder without a commit file is what a killed save left, or a commit file that was lost. The newest such
+        folder is kept under another name, for whoever wants to look."""
+        for folder in sorted(p for p in self.folder.iterdir() if p.name.isdigit() and not arrays.committed(p)):
+            aside = self.folder / "unfinished"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self.note("unfinished checkpoint", int(folder.name), cause="it has no commit file", set_aside=aside.name)
 
     def _prune(self) -> None:
         steps = self.steps()

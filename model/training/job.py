@@ -24,9 +24,13 @@ class Recipe:
     z_loss: float
     seed: int
     isolate_documents: bool
+    gradient_accumulation_steps: int
+    spike_deviations: float  # 0: a loss that is finite is never bad
     save_every_steps: int
     save_every_minutes: float
     keep_checkpoints: int
+    verify_every_saves: int
+    full_disk_minutes: float
     log_every_steps: int
     evaluate_every_steps: int
     evaluate_rows: int

@@ -42,7 +42,7 @@ def _forward(
     x_CBTD: jax.Array, targets_CBT: jax.Array, weights_CBT: jax.Array, head_VD: jax.Array, z_loss: float
 ) -> tuple[tuple, tuple]:
     def chunk(carry: tuple, piece: tuple) -> tuple[tuple, jax.Array]:
-        total, dhead_VD = carry
+        total, dhead_DV = carry
         x_BTD, targets_BT, weights_BT = piece
         logits_BTV = _logits(x_BTD, head_VD)
         loss_BT, log_z_BT = _losses(logits_BTV, targets_BT)
@@ -50,15 +50,16 @@ def _forward(
         right_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
         dlogits_BTV = jnp.exp(logits_BTV - log_z_BT[..., None]) * slope_BT1 - right_BTV
         dlogits_BTV = (dlogits_BTV * weights_BT[..., None]).astype(x_BTD.dtype)
-        dhead_VD += jnp.einsum("btv,btd->vd", dlogits_BTV, x_BTD, preferred_element_type=jnp.float32)
+        # As D × V: XLA writes the smaller of the two, x, the other way round for it. As V × D it is the logits.
+        dhead_DV += jnp.einsum("btd,btv->dv", x_BTD, dlogits_BTV, preferred_element_type=jnp.float32)
         dx_BTD = jnp.einsum("btv,vd->btd", dlogits_BTV, head_VD.astype(x_BTD.dtype))
-        return (_add(total, loss_BT, log_z_BT, weights_BT, z_loss), dhead_VD), dx_BTD
+        return (_add(total, loss_BT, log_z_BT, weights_BT, z_loss), dhead_DV), dx_BTD
 
     zero = (jnp.zeros(()), jnp.zeros(()))
-    (total, dhead_VD), dx_CBTD = jax.lax.scan(
-        chunk, (zero, jnp.zeros(head_VD.shape, jnp.float32)), (x_CBTD, targets_CBT, weights_CBT)
+    (total, dhead_DV), dx_CBTD = jax.lax.scan(
+        chunk, (zero, jnp.zeros(head_VD.shape[::-1], jnp.float32)), (x_CBTD, targets_CBT, weights_CBT)
     )
-    return total, (dx_CBTD, dhead_VD.astype(head_VD.dtype))
+    return total, (dx_CBTD, dhead_DV.T.astype(head_VD.dtype))
 
 
 def _backward(z_loss: float, saved: tuple, cotangents: tuple) -> tuple:

@@ -12,16 +12,16 @@ from model.errors import KodaError
 from model.llama import Llama
 from model.lora import merge_lora
 from model.training.job import Job
-from model.training.loop import Training, heldout_loss
+from model.training.training import Training
 
 # Recorded and measured on the same kind of machine the two are equal to the bit; another backend sums in another order.
 TOLERANCE = 1e-3
 
 
-def finished(job: Job) -> tuple[Training, dict[str, Any]]:
+def restored(job: Job) -> tuple[Training, dict[str, Any]]:
     """The training at its last step, and what its checkpoint recorded. Raises KodaError if it never got there."""
     training = Training(job)
-    found = training.checkpoints.restore(training.state)
+    found = training.checkpoints.restore(training.shapes)
     if found is None or found[0] != job.recipe.steps:
         at = "none" if found is None else f"step {found[0]}"
         raise KodaError(f"{job.folder} has no whole checkpoint of its last step {job.recipe.steps} (newest: {at}).")
@@ -39,11 +39,11 @@ def promote(job: str, out: str) -> dict[str, Any]:
 
     Verified: every array whole and finite, and the held-out loss the one that was recorded.
     """
-    training, facts = finished(Job.read(Path(job)))
+    training, facts = restored(Job.read(Path(job)))
     for name, leaf in arrays.flatten(training.state.params).items():
         if not bool(jnp.isfinite(leaf).all()):
             raise KodaError(f"{training.checkpoints.folder}: {name} holds numbers that are not finite.")
-    measured, recorded = heldout_loss(training, training.recipe.evaluate_rows), facts["heldout_loss"]
+    measured, recorded = training.heldout_loss(), facts["heldout_loss"]
     if abs(measured - recorded) > TOLERANCE:
         raise KodaError(
             f"{training.checkpoints.folder}: the held-out loss is {measured:.4f}, recorded was {recorded:.4f}. "

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,57 @@ WINDOWS = "windows.json"  # data to step over: [[from this step on, so many batc
 
 
 class Heartbeat:
-    """A file that says: alive, at this step, in this phase (start, compile, train, save, evaluate)."""
+    """A file that says: alive, at this step, in this phase (start, compile, train, data, save, evaluate), and how the
+    life's seconds were spent so far."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / HEARTBEAT
+    def __init__(self, folder: Path, began: float, writes: bool = True):
+        """`began`: when the process did, as `time.time()`; of several processes only one `writes`."""
+        self.path, self.writes = folder / HEARTBEAT, writes
+        self.began, self.first_step, self.loss = began, 0, 0.0
+        self.seconds: dict[str, float] = {}
+        self._phase, self._since = "start", began
+        self._paces: deque[float] = deque(maxlen=128)
+        self._trained: float | None = None
 
-    def beat(self, phase: str, step: int, until: int) -> None:
+    def turn(self, phase: str) -> None:
+        """From now on the time goes into `phase`."""
+        now = time.time()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + max(0.0, now - self._since)
+        self._phase, self._since = phase, now
+
+    def spend(self, phase: str, seconds: float) -> None:
+        """So many of the seconds just past went into `phase`, and not into what the life is at."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        self._since += seconds
+
+    def beat(self, phase: str, step: int) -> None:
+        """Turn to `phase`, at `step`, and say so."""
+        self.turn(phase)
+        now = time.monotonic()
+        if phase == "train" and self._trained is not None:
+            self._paces.append(now - self._trained)
+        self._trained = now if phase == "train" else None
+        if not self.writes:
+            return
         beside = self.path.with_suffix(".new")
-        beside.write_text(
-            json.dumps({"pid": os.getpid(), "phase": phase, "step": step, "until": until, "time": time.time()})
-        )
+        told = {
+            "pid": os.getpid(),
+            "phase": phase,
+            "step": step,
+            "time": time.time(),
+            "pace": self.pace(),
+            "loss": self.loss,
+            "began": self.began,
+            "first_step": self.first_step,
+            "seconds": self.seconds,
+        }
+        beside.write_text(json.dumps(told))
         beside.replace(self.path)
+
+    def pace(self) -> float:
+        """Seconds from one step to the next, the 95th percentile of the last ones; 0 before there are any."""
+        paces = sorted(self._paces)
+        return paces[int(0.95 * (len(paces) - 1))] if paces else 0.0
 
     @staticmethod
     def read(folder: Path) -> dict[str, Any] | None:

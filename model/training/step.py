@@ -23,25 +23,48 @@ class State(NamedTuple):
     optimizer: Any
 
 
-def loss(model: Llama, batch: Batch, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Mean loss per trained token, with the z-loss in it (to be differentiated) and without (to be read), in nats."""
+def loss(model: Llama, batch: Batch, count: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Sum of the losses over `count`, with the z-loss in it (to be differentiated) and without (to be read), in nats.
+
+    With `count` the batch's `trained_tokens`, that is the mean loss per trained token.
+    """
     x_BTD = model.hidden(model.embed(batch.inputs_BT), batch.segments_BT)
     plain, trained = cross_entropy(x_BTD, model.head_VD, batch.targets_BT, batch.weights_BT, z_loss)
-    count = jnp.maximum(batch.weights_BT.sum(), 1.0)
     return trained / count, plain / count
 
 
-def make_step(rebuild: Rebuild, optimizer: optax.GradientTransformation, z_loss: float) -> Step:
+def trained_tokens(batch: Batch) -> jax.Array:
+    """How many tokens of a batch the model learns to say; 1 where there are none."""
+    return jnp.maximum(batch.weights_BT.sum(), 1.0)
+
+
+def make_step(rebuild: Rebuild, optimizer: optax.GradientTransformation, z_loss: float, parts: int = 1) -> Step:
     """The step, compiled, its old state's memory given to the new one.
 
-    A step whose loss or gradient is not finite changes nothing but the step number.
+    With `parts` the rows go through the network in so many parts, one after another, and their gradients are added up:
+    the same step in less memory. A step whose loss or gradient is not finite changes nothing but the step number.
     """
 
-    def step(state: State, frozen: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def gradient(params: Any, frozen: Any, batch: Batch, count: jax.Array) -> tuple[jax.Array, Any]:
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            return loss(rebuild(params, frozen), batch, z_loss)
+            return loss(rebuild(params, frozen), batch, count, z_loss)
 
-        (_, plain), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (_, plain), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return plain, grads
+
+    def step(state: State, frozen: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        count = trained_tokens(batch)
+        if parts == 1:
+            plain, grads = gradient(state.params, frozen, batch, count)
+        else:
+
+            def add(total: tuple, part: Batch) -> tuple[tuple, None]:
+                return jax.tree.map(jnp.add, total, gradient(state.params, frozen, part, count)), None
+
+            zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
+            # Every parts-th row: rows that lie on one device stay there.
+            cut = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+            (plain, grads), _ = jax.lax.scan(add, zero, cut)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(plain) & jnp.isfinite(norm)
         updates, advanced = optimizer.update(grads, state.optimizer, state.params)

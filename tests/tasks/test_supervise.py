@@ -9,7 +9,6 @@ import pytest
 
 from model.errors import KodaError
 from model.training.protocol import event
-from tasks import supervise as supervision
 from tasks.supervise import ProcessFailed, call, supervise
 from tasks.train import WITHOUT_PROGRESS, _spend
 
@@ -49,19 +48,18 @@ def test_a_function_runs_elsewhere(tmp_path: Path) -> None:
     assert found == pytest.approx(20452.2, abs=0.1)
 
 
-def test_silence_is_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_a_hang(tmp_path: Path) -> None:
     """A process that stops beating is killed, and said to have hung."""
-    monkeypatch.setitem(supervision.PATIENCE, "train", 2.0)
     code = f"""
 import os, time
 from pathlib import Path
 from model.training.protocol import Heartbeat
-Heartbeat(Path({str(tmp_path)!r})).beat("train", 1, 9)
+Heartbeat(Path({str(tmp_path)!r}), 0.0).beat("train", 1)
 os.kill(os.getpid(), 19)  # SIGSTOP
 """
     began = time.monotonic()
     with pytest.raises(ProcessFailed, match="no sign of life"):
-        supervise(python(code), tmp_path / "log", folder=tmp_path)
+        supervise(python(code), tmp_path / "log", folder=tmp_path, hang_seconds=2.0)
     assert time.monotonic() - began < 15
 
 

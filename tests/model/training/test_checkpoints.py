@@ -17,7 +17,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def opened(folder: Path, diary: Diary, fingerprint: str = "data", keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder, fingerprint, keep, lambda name, step, **more: diary.append((name, step)))
+    return Checkpoints(folder, fingerprint, lambda name, step, **more: diary.append((name, step)), keep=keep)
 
 
 @pytest.fixture

@@ -131,18 +131,18 @@ time.sleep(600)"""
 
 
 POISONED = """
-import sys
+import sys, time
 from pathlib import Path
 import numpy as np
 from model.data.batches import Batches
 from model.training import loop
 from model.training.job import Job
-take = Batches.__getitem__
-def poisoned(self, index):
-    batch = take(self, index)
+take = Batches.part
+def poisoned(self, index, rows):
+    batch = take(self, index, rows)
     return batch._replace(weights_BT=batch.weights_BT * np.nan) if {first} <= index < {last} else batch
-Batches.__getitem__ = poisoned
-sys.exit(loop.train(Job.read(Path(sys.argv[1])), 60))
+Batches.part = poisoned
+sys.exit(loop.train(Job.read(Path(sys.argv[1])), 60, time.time()))
 """
 
 

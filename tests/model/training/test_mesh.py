@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,25 +15,25 @@ import numpy as np
 import pytest
 
 from model.training.job import Job
-from model.training.protocol import DONE, METRICS, UNUSABLE, lines
+from model.training.protocol import DONE, METRICS, PREEMPTED, UNUSABLE, Heartbeat, lines
 
 RUN = """
-import sys, json
+import sys, json, time
 from pathlib import Path
 import jax
 from model.training import loop
 from model.training.job import Job
 held = {}
-run = loop.Training.run
+run = loop.Life.run
 def spy(self, until):
     code = run(self, until)
-    leaves = jax.tree_util.tree_flatten_with_path(self.state)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(self.training.state)[0]
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         held[name] = leaf.addressable_shards[0].data.size / max(1, leaf.size)
     return code
-loop.Training.run = spy
-code = loop.train(Job.read(Path(sys.argv[1])), int(sys.argv[2]))
+loop.Life.run = spy
+code = loop.train(Job.read(Path(sys.argv[1])), int(sys.argv[2]), time.time())
 Path(sys.argv[1]).with_name("shares.json").write_text(json.dumps(held))
 sys.exit(code)
 """
@@ -94,3 +98,83 @@ def test_a_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change:
     command = [sys.executable, "-m", "model.training", str(folder / "job.json"), "12"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == UNUSABLE and message in done.stderr, done.stderr
+
+
+def together(job: Job, count: int, until: int) -> list[int]:
+    """The same training by so many processes that JAX joins; their exit codes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    folder = Path(job.folder)
+    folder.mkdir(exist_ok=True, parents=True)
+    job.write(folder / "job.json")
+    processes = []
+    for number in range(count):
+        environment = {
+            **os.environ,
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+        }
+        with (folder / f"log{number}").open("ab") as log:
+            command = [sys.executable, "-c", READS, str(folder / "job.json"), str(until)]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    return [process.wait(timeout=300) for process in processes]
+
+
+READS = """
+import sys, os
+from pathlib import Path
+from model.data.batches import Batches
+part = Batches.part
+folder, number = Path(sys.argv[1]).parent, os.environ["JAX_PROCESS_ID"]
+(folder / f"pid{number}").write_text(str(os.getpid()))
+read = folder / f"rows{number}"
+def spy(self, step, rows):
+    with read.open("a") as file:
+        print(step, rows.start, rows.stop, file=file)
+    return part(self, step, rows)
+Batches.part = spy
+from model.training.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_two_processes_train_the_same_curve(alone: Job) -> None:
+    """Six steps by two processes, each reading its own rows, and six more by one: the curve of one process.
+
+    The tolerance is that of the meshes above, for the same reason.
+    """
+    job = replace(alone, folder=f"{alone.folder}-two", fsdp=2)
+    assert together(job, 2, until=6) == [DONE, DONE], Path(job.folder, "log0").read_text()
+    for number, rows in ((0, "0 4"), (1, "4 8")):
+        read = (Path(job.folder) / f"rows{number}").read_text().splitlines()
+        assert read == [f"{step} {rows}" for step in range(6)]
+    assert train(replace(job, fsdp=1), 1) == DONE
+    assert [line["step"] for line in lines(Path(job.folder) / METRICS) if "loss" in line] == list(range(1, 13))
+    np.testing.assert_allclose(losses(job), losses(alone), atol=2e-3)
+
+
+def test_two_processes_stop_at_one_step(alone: Job) -> None:
+    """SIGTERM reaches one of them; both save the same step and leave, and the next life goes on from there."""
+    job = replace(alone, folder=f"{alone.folder}-stop", recipe=replace(alone.recipe, steps=5000))
+    stopped: list[int] = []
+
+    def stop() -> None:
+        while not (beat := Heartbeat.read(Path(job.folder))) or beat["step"] < 3:
+            time.sleep(0.05)
+        os.kill(int((Path(job.folder) / "pid1").read_text()), signal.SIGTERM)
+        stopped.append(beat["step"])
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert together(job, 2, until=5000) == [PREEMPTED, PREEMPTED], Path(job.folder, "log0").read_text()
+    thread.join()
+    saved = [int(p.parent.name) for p in Path(job.folder).glob("checkpoints/*/COMMIT.json")]
+    assert max(saved) >= stopped[0]
+
+
+def test_more_processes_than_rows_are_refused(alone: Job, tmp_path: Path) -> None:
+    job = replace(alone, folder=str(tmp_path / "job"), recipe=replace(alone.recipe, batch_size=1))
+    assert together(job, 2, until=2) == [UNUSABLE, UNUSABLE]
+    assert "batch_size = 1 cannot be spread over 2 devices" in Path(job.folder, "log0").read_text()

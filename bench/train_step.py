@@ -1,0 +1,191 @@
+"""Tokens per second of a training step, Koda beside transformers' LlamaForCausalLM in PyTorch, at the same shapes.
+
+Both take the same step: forward, loss, backward, global-norm clipping, AdamW, on the same token ids. PyTorch runs with
+SDPA and the fused AdamW.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+from alternate import Spread, alternate, options, ratios, serve, show
+
+STEPS = 4  # in one turn of a peer
+TORCH = ("torch float32", "torch float32 compiled", "torch bfloat16", "torch bfloat16 compiled")
+KODA = ("koda float32", "koda bfloat16", "koda float32 muon")
+
+
+def main() -> None:
+    parser = options(__doc__, rounds=8)
+    parser.add_argument("--preset", help="a preset's shape and batch; the options below change it")
+    for name, default in SIZE.items():
+        parser.add_argument(f"--{name}", type=int, help=f"(default: {default})")
+    parser.add_argument("--remat", choices=("none", "dots", "full"))
+    parser.add_argument("--scan", action="store_true", default=None)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--peers", default=",".join((*TORCH, *KODA)), help="which, separated by commas")
+    arguments = parser.parse_args()
+    work = Work(arguments)
+    if arguments.peer:
+        serve(work.peer(arguments.peer))
+        return
+    names = arguments.peers.split(",")
+    found = alternate(names, arguments.rounds)
+    first = next(name for name in names if name in found)
+    ratio = ratios(found, "tokens/s", first)
+    rows = []
+    for name, of in found.items():
+        rows.append([name, Spread.of(of["tokens/s"]), ratio[name], *work.utilisation(name, Spread.of(of["tokens/s"]))])
+    show(work.title(arguments.rounds), ["", "tokens/s", "ratio", *work.columns], rows, arguments.json)
+
+
+SIZE = {
+    "layers": 6,
+    "hidden": 256,
+    "heads": 8,
+    "kv-heads": 4,
+    "intermediate": 704,
+    "vocabulary": 4096,
+    "batch": 16,
+    "sequence": 256,
+}
+
+
+class Work:
+    """The shape, the batch, and how each peer takes a step of it."""
+
+    def __init__(self, arguments):
+        from model.config import Compute, LlamaConfig
+
+        size, self.compute = dict(SIZE), Compute()
+        if arguments.preset:
+            from flows.config import load
+
+            config = load(arguments.preset)
+            shape, train = config.model, config.pretrain
+            vocabulary = 50257 if config.tokenize.tokenizer != "train" else config.tokenize.vocab_size
+            size = dict(
+                zip(
+                    SIZE,
+                    (
+                        shape.num_hidden_layers,
+                        shape.hidden_size,
+                        shape.num_attention_heads,
+                        shape.num_key_value_heads,
+                        shape.intermediate_size,
+                        vocabulary,
+                        train.batch_size,
+                        shape.max_position_embeddings,
+                    ),
+                    strict=True,
+                )
+            )
+            self.compute = train.compute()
+        for name in SIZE:
+            given = getattr(arguments, name.replace("-", "_"))
+            size[name] = size[name] if given is None else given
+        self.arguments, self.size = arguments, size
+        self.batch, self.sequence = size["batch"], size["sequence"]
+        self.compute = Compute(
+            remat=arguments.remat or self.compute.remat,
+            scan=self.compute.scan if arguments.scan is None else arguments.scan,
+        )
+        self.shape = LlamaConfig(
+            vocab_size=size["vocabulary"],
+            hidden_size=size["hidden"],
+            num_hidden_layers=size["layers"],
+            num_attention_heads=size["heads"],
+            num_key_value_heads=size["kv-heads"],
+            intermediate_size=size["intermediate"],
+            max_position_embeddings=size["sequence"],
+            tie_word_embeddings=False,
+        )
+        self.columns: list[str] = []
+
+    def title(self, rounds: int) -> str:
+        s = self.size
+        return (
+            f"train step, {s['layers']} × {s['hidden']}, {s['heads']}/{s['kv-heads']} heads, vocabulary "
+            f"{s['vocabulary']:,}, {s['batch']} × {s['sequence']} tokens, {rounds} rounds alternating, "
+            "median (min–max)"
+        )
+
+    def utilisation(self, name: str, tokens_per_second: Spread) -> list[str]:
+        return []
+
+    def peer(self, name: str) -> Callable[[], dict[str, float]]:
+        framework, dtype, *more = name.split()
+        step = self.torch(dtype, *more) if framework == "torch" else self.koda(dtype, *more)
+
+        def turn() -> dict[str, float]:
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                loss = step()
+            assert 0 < float(loss) < 100
+            return {"tokens/s": STEPS * self.batch * self.sequence / (time.perf_counter() - began)}
+
+        return turn
+
+    def rows(self):
+        import numpy as np
+
+        return np.random.default_rng(0).integers(0, self.shape.vocab_size, (self.batch, self.sequence + 1), np.int32)
+
+    def torch(self, dtype: str, compiled: str = "") -> Callable:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = LlamaConfig(**self.shape.to_dict(), attn_implementation="sdpa", use_cache=False)
+        model = LlamaForCausalLM(config).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        forward = torch.compile(model) if compiled else model
+        tokens = torch.from_numpy(self.rows().astype("int64")).to(device)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                logits = forward(input_ids=tokens[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    def koda(self, dtype: str, optimizer: str = "adamw") -> Callable:
+        from dataclasses import replace
+
+        import jax
+        import jax.numpy as jnp
+        from flax import nnx
+
+        from model import sharding, weights
+        from model.data.batches import Batch
+        from model.llama import Llama
+        from model.training import optimizer as optimizers
+        from model.training.step import State, make_step
+        from tasks.pretrain import Pretrain
+
+        recipe = Pretrain(optimizer=optimizer, warmup_steps=0).recipe()
+        mesh = sharding.make_mesh(self.arguments.fsdp, 1)
+        model = Llama(self.shape, replace(self.compute, dtype=dtype), rngs=nnx.Rngs(0))
+        graph, abstract = nnx.split(model)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        optimizer_ = optimizers.build(recipe)
+        self.state = sharding.place(mesh, State(jnp.int32(0), params, optimizer_.init(params)))
+        update = make_step(lambda p, f: weights.build(graph, abstract, f, p), optimizer_, recipe.z_loss)
+        rows = self.rows()
+        batch = Batch(rows[:, :-1], rows[:, 1:], (rows[:, 1:] >= 0).astype("float32"), None)
+
+        def step():
+            with jax.set_mesh(mesh):
+                self.state, metrics = update(self.state, {}, sharding.place_rows(mesh, batch))
+            return metrics["loss"]
+
+        return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""x · W, with a backward pass that XLA computes well on a CPU."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+    """`[…, inputs] · [inputs, outputs]`, in the type of `x`.
+
+    The gradient of the kernel needs `x` on its side. Left alone, XLA computes `x` a second time right there, writing
+    it column by column: with SwiGLU's product as `x` that took a third of a whole training step (bench/LOG.md). The
+    barrier has the gradient read the `x` of the forward pass.
+    """
+    return x @ kernel_IO.astype(x.dtype)
+
+
+def _forward(x: jax.Array, kernel_IO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel_IO), (x, kernel_IO)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel_IO = saved
+    dx = jnp.einsum("...o,io->...i", dy, kernel_IO.astype(dy.dtype))
+    dkernel_IO = jnp.einsum("...i,...o->io", jax.lax.optimization_barrier(x), dy)
+    return dx, dkernel_IO.astype(kernel_IO.dtype)
+
+
+matmul.defvjp(_forward, _backward)

@@ -1,0 +1,171 @@
+"""A training: what it was told, what it has learned so far, and the files it keeps."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from model import arrays, sharding, weights
+from model.data.batches import Batch, Batches
+from model.errors import KodaError
+from model.files import finished, read_json, write_json
+from model.llama import Llama
+from model.lora import add_lora
+from model.training import optimizer as optimizers
+from model.training import processes
+from model.training.checkpoints import Checkpoints
+from model.training.job import Job
+from model.training.protocol import CHECKPOINTS, METRICS, WINDOWS, append, event, lines
+from model.training.step import State, loss, make_step, trained_tokens
+
+
+class Training:
+    """A training between two steps. It begins at step 0; `resume` takes it to its newest checkpoint."""
+
+    def __init__(self, job: Job):
+        """Raises KodaError for data, weights or devices that the job cannot be done with."""
+        self.job, self.recipe, self.folder = job, job.recipe, Path(job.folder)
+        self.train, self.heldout = self._batches(job.train), self._batches(job.heldout)
+        self.mesh = sharding.make_mesh(job.fsdp, job.tensor)
+        sharding.check_rows(self.mesh, self.recipe.batch_size, self.recipe.gradient_accumulation_steps)
+        self.optimizer = optimizers.build(job.recipe)
+        self.schedule = optimizers.schedule(job.recipe)
+        self.graph, self.abstract = nnx.split(nnx.eval_shape(self._network))
+        self.shapes = jax.eval_shape(self._first_state)
+        self.state, self.frozen = self.shapes, self._frozen()
+        self.windows: list[list[int]] = read_json(self.folder / WINDOWS) if (self.folder / WINDOWS).is_file() else []
+        self.checkpoints = Checkpoints(
+            self.folder / CHECKPOINTS,
+            self.train.fingerprint(),
+            self.note,
+            keep=self.recipe.keep_checkpoints,
+            verify_every=self.recipe.verify_every_saves,
+            patience=60 * self.recipe.full_disk_minutes,
+        )
+        parts = self.recipe.gradient_accumulation_steps
+        self.update = make_step(self.rebuild, self.optimizer, self.recipe.z_loss, parts)
+        self._measure = jax.jit(self._heldout_part)
+
+    def _batches(self, folder: str) -> Batches:
+        return Batches(
+            Path(folder),
+            batch_size=self.recipe.batch_size,
+            sequence_length=self.job.sequence_length,
+            seed=self.recipe.seed,
+            isolate=self.job.end_of_text if self.recipe.isolate_documents else None,
+        )
+
+    def _network(self) -> Llama:
+        """The network with its first, random numbers."""
+        rngs = nnx.Rngs(self.recipe.seed)
+        model = Llama(self.job.model, self.job.compute, rngs=rngs)
+        if self.job.lora is not None:
+            add_lora(model, self.job.lora.rank, self.job.lora.alpha, self.job.lora.targets, rngs=rngs)
+        return model
+
+    def _first_state(self) -> State:
+        trained = nnx.LoRAParam if self.job.lora else nnx.Param
+        params = nnx.to_pure_dict(nnx.state(self._network(), trained))
+        return State(jnp.int32(0), params, self.optimizer.init(params))
+
+    def _given(self) -> dict[str, Any]:
+        """The weights that the job begins with, by name."""
+        named = arrays.read(Path(self.job.init or ""))
+        for name, array in named.items():
+            if not np.isfinite(array).all():
+                raise KodaError(f"{self.job.init}: {name} holds numbers that are not finite.")
+        return named
+
+    def _frozen(self) -> Any:
+        """The part of the weights that stays as it is."""
+        if self.job.lora is None:
+            return {}
+        template = nnx.to_pure_dict(self.abstract.filter(nnx.Not(nnx.LoRAParam)))
+        return sharding.place(self.mesh, arrays.unflatten(template, self._given()))
+
+    def begin(self) -> None:
+        """Take the state of step 0. It is made where it will lie: no device ever holds more of it than its part."""
+        self.state = jax.jit(self._first_state, out_shardings=sharding.shardings(self.mesh, self.shapes))()
+        if self.job.init is not None and self.job.lora is None:
+            params = arrays.unflatten(self.shapes.params, self._given())
+            self.state = self.state._replace(params=sharding.place(self.mesh, params))
+
+    def resume(self) -> int:
+        """Take the newest whole checkpoint, or step 0, and leave out the metrics of steps that will be done again."""
+        found = self.checkpoints.restore(self.shapes)
+        if found is None:
+            self.begin()
+        else:
+            self.state = sharding.place(self.mesh, found[1])
+        step = self.step
+        if processes.writes():
+            kept = [line for line in lines(self.folder / METRICS) if line["step"] <= step]
+            with finished(self.folder / METRICS) as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+        self.note("resume" if step else "start", step)
+        return step
+
+    def rebuild(self, params: Any, frozen: Any) -> Llama:
+        """The network with these numbers."""
+        return weights.build(self.graph, self.abstract, frozen, params)
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def cursor(self, step: int) -> int:
+        """The batch that a step reads: its own number, and as many more as were stepped over before it."""
+        return step + sum(count for start, count in self.windows if start <= step)
+
+    def batch(self, step: int) -> Batch:
+        """What a step learns from, spread over the devices; this process reads its own rows."""
+        index = self.cursor(step)
+        return sharding.place_rows(self.mesh, self.recipe.batch_size, lambda rows: self.train.part(index, rows))
+
+    def step_over(self, step: int, cause: str) -> None:
+        """Have the next life go on from the last checkpoint, behind the data read since."""
+        self.checkpoints.wait()
+        start = max(self.checkpoints.steps(), default=0)
+        if processes.writes():
+            write_json(self.folder / WINDOWS, [*self.windows, [start, step - start]])
+        batches = [self.cursor(start), self.cursor(start) + step - start]
+        self.note("rollback", start, cause=cause, batches=batches)
+
+    def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
+        """Begin a checkpoint of the state, which is at `step`."""
+        self.checkpoints.save(step, self.state, permanent=permanent, **facts)
+
+    def heldout_loss(self, beat: Callable[[], None] = lambda: None) -> float:
+        """Mean loss per trained token over the first `evaluate_rows` held-out rows, in nats."""
+        size, rows = self.recipe.batch_size, self.heldout.rows
+        total = count = 0.0
+        for first in range(0, max(size, min(self.recipe.evaluate_rows, rows) // size * size), size):
+
+            def read(span: slice, first: int = first) -> Batch:
+                return self.heldout.take(np.arange(first + span.start, first + span.stop) % rows)
+
+            batch = sharding.place_rows(self.mesh, size, read)
+            part, tokens = self._measure(self.state.params, self.frozen, batch)
+            total, count = total + float(part) * float(tokens), count + float(tokens)
+            beat()
+        return total / count
+
+    def _heldout_part(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        count = trained_tokens(batch)
+        return loss(self.rebuild(params, frozen), batch, count)[1], count
+
+    def note(self, name: str, step: int, **more: Any) -> None:
+        """An event, for the diary."""
+        if processes.writes():
+            event(self.folder, name, step, **more)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """A line of the metrics."""
+        if processes.writes():
+            append(self.folder / METRICS, {"step": step, "time": time.time(), **values})
