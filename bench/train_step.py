@@ -4,6 +4,7 @@ Both take the same step: forward, loss, backward, global-norm clipping, AdamW, o
 SDPA and the fused AdamW.
 """
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def main() -> None:
     ratio = ratios(found, "tokens/s", first)
     rows = []
     for name, of in found.items():
-        rows.append([name, Spread.of(of["tokens/s"]), ratio[name], *work.utilisation(name, Spread.of(of["tokens/s"]))])
+        rows.append([name, Spread.of(of["tokens/s"]), ratio[name], *work.utilisation(Spread.of(of["tokens/s"]))])
     show(work.title(arguments.rounds), ["", "tokens/s", "ratio", *work.columns], rows, arguments.json)
 
 
@@ -100,7 +101,8 @@ class Work:
             max_position_embeddings=size["sequence"],
             tie_word_embeddings=False,
         )
-        self.columns: list[str] = []
+        self.peak = self.device()
+        self.columns = ["MFU, PaLM", "MFU, causal"] if self.peak else []
 
     def title(self, rounds: int) -> str:
         s = self.size
@@ -110,8 +112,23 @@ class Work:
             "median (min–max)"
         )
 
-    def utilisation(self, name: str, tokens_per_second: Spread) -> list[str]:
-        return []
+    def device(self):
+        """The accelerator that this runs on, as PyTorch names it, in a process of its own; None on a CPU."""
+        from model.accelerators import accelerator
+
+        asked = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+        name = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+        return accelerator(name) if name else None
+
+    def utilisation(self, tokens_per_second: Spread) -> list[str]:
+        """Model FLOPs utilisation: the operations the model needs, over those the devices could have done."""
+        from model.accelerators import flops_per_token
+
+        if not self.peak:
+            return []
+        most = self.arguments.fsdp * self.peak.flops
+        needed = [flops_per_token(self.shape, self.sequence, causal=causal) for causal in (False, True)]
+        return [f"{100 * tokens_per_second.median * each / most:.1f} %" for each in needed]
 
     def peer(self, name: str) -> Callable[[], dict[str, float]]:
         framework, dtype, *more = name.split()
@@ -181,7 +198,8 @@ class Work:
 
         def step():
             with jax.set_mesh(mesh):
-                self.state, metrics = update(self.state, {}, sharding.place_rows(mesh, batch))
+                placed = sharding.place_rows(mesh, self.batch, lambda rows: jax.tree.map(lambda a: a[rows], batch))
+                self.state, metrics = update(self.state, {}, placed)
             return metrics["loss"]
 
         return step

@@ -55,6 +55,15 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--prompt", help="ask this, print the answer, and end")
     chat.add_argument("--limit", type=int, default=100, help="tokens in an answer at most (default: 100)")
 
+    plan = command("plan", plan_, "What a run will take, before any of it is paid for.")
+    plan.add_argument("--preset", default="koda-1.3b", help="a preset's name (default: koda-1.3b)")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    plan.add_argument("--gpu", default="L40S", help="L40S, A100, H100 or H200 (default: L40S)")
+    plan.add_argument("--count", type=int, default=2, help="devices (default: 2)")
+    plan.add_argument("--utilisation", type=float, default=0.35, help="share of peak FLOP/s assumed (default: 0.35)")
+    plan.add_argument("--budget-hours", type=float, help="what would be trained best in so many hours?")
+    plan.add_argument("--json", action="store_true", help="for programs")
+
     command("up", up_, "Start a Prefect server, the deployments and a worker; Ctrl-C ends all of it.")
     return top
 
@@ -94,6 +103,17 @@ def chat_(arguments: argparse.Namespace) -> int:
         raise KodaError(f"--limit {arguments.limit}: an answer has at least 1 token.")
     with causes_only(), contextlib.suppress(EOFError):
         converse(arguments.name, arguments.runtime, arguments.prompt, arguments.limit)
+    return 0
+
+
+def plan_(arguments: argparse.Namespace) -> int:
+    from flows.plan import as_lines, plan
+
+    overrides = dict(_pair(text) for text in arguments.set)
+    found = plan(
+        arguments.preset, overrides, arguments.gpu, arguments.count, arguments.utilisation, arguments.budget_hours
+    )
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
     return 0
 
 

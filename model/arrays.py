@@ -71,7 +71,7 @@ def _write(folder: Path, named: dict[str, Any], verify: bool, facts: dict[str, A
         for name, a in arrays.items():
             described[name] = {"part": part, "shape": list(a.shape), "dtype": a.dtype.name, "crc32": checksum(a)}
     if verify:
-        for _ in _arrays(folder, described):
+        for _ in read_parts(folder, described):
             pass
     write_json(folder / COMMIT, {**facts, "arrays": described})
 
@@ -111,10 +111,10 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of a folder by name. Raises Broken, naming the first that is not what the commit file says."""
-    return dict(_arrays(folder, facts(folder)["arrays"]))
+    return dict(read_parts(folder, facts(folder)["arrays"]))
 
 
-def _arrays(folder: Path, described: dict[str, dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+def read_parts(folder: Path, described: dict[str, dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
     """Every array with its name, once it is known to be the one described."""
     for part in sorted({a["part"] for a in described.values()}):
         expected = {name: a for name, a in described.items() if a["part"] == part}

@@ -39,11 +39,13 @@ def supervise(
     *,
     folder: Path | None = None,
     hang_seconds: float = 300.0,
+    environment: dict[str, str] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
 
-    A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed.
+    A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed. `environment` is
+    added to this process's own.
 
     Raises KodaError for a configuration no retry can mend, ProcessFailed for anything else but success. If this
     process is told to end, the child is told to save and leave, and has GRACE seconds for it.
@@ -57,7 +59,7 @@ def supervise(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
     began = time.time()
     hung = False
@@ -76,7 +78,7 @@ def supervise(
     _judge(child.returncode, hung, command, log, before)
 
 
-def call(function: str, log: Path, **arguments: Any) -> Any:
+def call(function: str, log: Path, *, environment: dict[str, str] | None = None, **arguments: Any) -> Any:
     """Call `package.module:function` in a process of its own; arguments and result are what JSON can say, and paths."""
     with tempfile.TemporaryDirectory() as scratch:
         order, result = Path(scratch) / "call.json", Path(scratch) / "result.json"
@@ -89,7 +91,7 @@ def call(function: str, log: Path, **arguments: Any) -> Any:
                 "result": str(result),
             },
         )
-        supervise([sys.executable, "-m", "model.process", str(order)], log)
+        supervise([sys.executable, "-m", "model.process", str(order)], log, environment=environment)
         return read_json(result)
 
 

@@ -66,7 +66,11 @@ class Job:
 
     @staticmethod
     def read(path: Path) -> "Job":
-        raw: dict[str, Any] = read_json(path)
+        return Job.from_dict(read_json(path))
+
+    @staticmethod
+    def from_dict(given: dict[str, Any]) -> "Job":
+        raw = dict(given)
         lora = raw.pop("lora")
         return Job(
             model=LlamaConfig(**raw.pop("model")),

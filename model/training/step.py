@@ -12,7 +12,6 @@ from model.llama import Llama
 from model.training.loss import cross_entropy
 
 Rebuild = Callable[[Any, Any], Llama]  # what is trained, what is frozen → the network
-Step = Callable[["State", Any, Batch], tuple["State", dict[str, jax.Array]]]
 
 
 class State(NamedTuple):
@@ -38,8 +37,10 @@ def trained_tokens(batch: Batch) -> jax.Array:
     return jnp.maximum(batch.weights_BT.sum(), 1.0)
 
 
-def make_step(rebuild: Rebuild, optimizer: optax.GradientTransformation, z_loss: float, parts: int = 1) -> Step:
-    """The step, compiled, its old state's memory given to the new one.
+def make_step(
+    rebuild: Rebuild, optimizer: optax.GradientTransformation, z_loss: float, parts: int = 1
+) -> jax.stages.Wrapped:
+    """`(state, frozen, batch) → (state, metrics)`, compiled, its old state's memory given to the new one.
 
     With `parts` the rows go through the network in so many parts, one after another, and their gradients are added up:
     the same step in less memory. A step whose loss or gradient is not finite changes nothing but the step number.

@@ -3,11 +3,11 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -16,13 +16,13 @@ from model.data.batches import Batch, Batches
 from model.errors import KodaError
 from model.files import finished, read_json, write_json
 from model.llama import Llama
-from model.lora import add_lora
 from model.training import optimizer as optimizers
 from model.training import processes
+from model.training.begin import first_state, network
 from model.training.checkpoints import Checkpoints
 from model.training.job import Job
 from model.training.protocol import CHECKPOINTS, METRICS, WINDOWS, append, event, lines
-from model.training.step import State, loss, make_step, trained_tokens
+from model.training.step import loss, make_step, trained_tokens
 
 
 class Training:
@@ -36,8 +36,8 @@ class Training:
         sharding.check_rows(self.mesh, self.recipe.batch_size, self.recipe.gradient_accumulation_steps)
         self.optimizer = optimizers.build(job.recipe)
         self.schedule = optimizers.schedule(job.recipe)
-        self.graph, self.abstract = nnx.split(nnx.eval_shape(self._network))
-        self.shapes = jax.eval_shape(self._first_state)
+        self.graph, self.abstract = nnx.split(nnx.eval_shape(partial(network, job)))
+        self.shapes = jax.eval_shape(partial(first_state, job, self.optimizer))
         self.state, self.frozen = self.shapes, self._frozen()
         self.windows: list[list[int]] = read_json(self.folder / WINDOWS) if (self.folder / WINDOWS).is_file() else []
         self.checkpoints = Checkpoints(
@@ -61,19 +61,6 @@ class Training:
             isolate=self.job.end_of_text if self.recipe.isolate_documents else None,
         )
 
-    def _network(self) -> Llama:
-        """The network with its first, random numbers."""
-        rngs = nnx.Rngs(self.recipe.seed)
-        model = Llama(self.job.model, self.job.compute, rngs=rngs)
-        if self.job.lora is not None:
-            add_lora(model, self.job.lora.rank, self.job.lora.alpha, self.job.lora.targets, rngs=rngs)
-        return model
-
-    def _first_state(self) -> State:
-        trained = nnx.LoRAParam if self.job.lora else nnx.Param
-        params = nnx.to_pure_dict(nnx.state(self._network(), trained))
-        return State(jnp.int32(0), params, self.optimizer.init(params))
-
     def _given(self) -> dict[str, Any]:
         """The weights that the job begins with, by name."""
         named = arrays.read(Path(self.job.init or ""))
@@ -91,7 +78,10 @@ class Training:
 
     def begin(self) -> None:
         """Take the state of step 0. It is made where it will lie: no device ever holds more of it than its part."""
-        self.state = jax.jit(self._first_state, out_shardings=sharding.shardings(self.mesh, self.shapes))()
+        made = jax.jit(
+            partial(first_state, self.job, self.optimizer), out_shardings=sharding.shardings(self.mesh, self.shapes)
+        )
+        self.state = made()
         if self.job.init is not None and self.job.lora is None:
             params = arrays.unflatten(self.shapes.params, self._given())
             self.state = self.state._replace(params=sharding.place(self.mesh, params))

@@ -36,6 +36,7 @@ def test_an_override_is_read_as_what_it_is() -> None:
         ({"model.hidden_size": "100"}, r"model\.hidden_size = 100 is not a multiple"),
         ({"model.hidden_size": "18"}, "size must be even"),
         ({"sft.lora_targets": '["q_prj"]'}, "q_prj"),
+        ({"model.qk_norm": "true"}, r"model\.qk_norm = true: hf, gguf, mlx .* has no norm on queries"),
         ({"publish.to": "not a repository"}, r"publish\.to"),
     ],
 )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +115,22 @@ def test_parameters_are_counted() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_count_is_what_the_network_holds(shape: LlamaConfig, tied: bool) -> None:
-    config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied})
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_count_is_what_the_network_holds(shape: LlamaConfig, tied: bool, qk_norm: bool) -> None:
+    config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied, "qk_norm": qk_norm})
     made = nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
     assert config.parameters == sum(leaf.size for leaf in jax.tree.leaves(made))
+
+
+def test_qk_norm_bounds_the_scores(shape: LlamaConfig, tokens: jax.Array) -> None:
+    """Queries and keys of length √head_dim, however large the matrices grow; the network still sees no future."""
+    model = Llama(replace(shape, qk_norm=True), rngs=nnx.Rngs(0))
+    layer = jax.tree.map(lambda leaf: leaf[0], nnx.state(model.layers.attention, nnx.Param))
+    attention = nnx.merge(nnx.graphdef(model.layers.attention), layer)
+    angles = model.angles(jnp.arange(64)[None])
+    for scale in (1e2, 1e5):
+        q_BTHA, k_BTKA, _ = attention.project(scale * model.embed(tokens), angles)
+        for x in (q_BTHA, k_BTKA):
+            np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), shape.head_dim**0.5, rtol=1e-3)
+    changed = model(tokens.at[:, 40].add(1))
+    np.testing.assert_array_equal(changed[:, :40], model(tokens)[:, :40])

@@ -1,3 +1,5 @@
+import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,65 @@ def test_what_is_saved_is_what_stood_when_save_was_called(tmp_path: Path) -> Non
     checkpoints.wait()
     found = checkpoints.restore({"w": held})
     assert found is not None and float(found[1]["w"].max()) == 1
+
+
+def test_a_save_without_room_costs_the_save_and_not_the_training(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diary: Diary = []
+    checkpoints = opened(saved, diary)
+    checkpoints.patience = 3600
+    usage = shutil.disk_usage(saved)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        checkpoints.save(30, state(30), permanent=True)
+        checkpoints.wait()
+        assert diary == [("save failed", 30)] and checkpoints.steps() == [10, 20]
+        checkpoints.patience = 0
+        with pytest.raises(KodaError, match=r"the disk is full.*of step 20, stands"):
+            checkpoints.save(30, state(30), permanent=True)
+    checkpoints.save(30, state(30), permanent=True)
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 30] and checkpoints.failing_since is None
+
+
+def test_a_disk_that_fills_while_it_is_written_leaves_no_half_checkpoint(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def save(self, path: Path, _: object) -> None:
+            path.mkdir(parents=True)
+            (path / "some").write_bytes(b"x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    diary: Diary = []
+    checkpoints = opened(saved, diary)
+    checkpoints.patience = 3600
+    monkeypatch.setattr(arrays, "_orbax", Full)
+    checkpoints.save(30, state(30), permanent=True)
+    checkpoints.wait()
+    assert diary == [("save failed", 30)]
+    assert sorted(p.name for p in saved.iterdir()) == ["10", "20"]
+
+
+def test_a_save_that_reads_back_otherwise_does_not_count(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte turns over between the write and the reading back: the save is set aside, and the next one counts."""
+    real = arrays.read_parts
+
+    def damaged(folder: Path, described: Any) -> Any:
+        flip(folder)
+        return real(folder, described)
+
+    diary: Diary = []
+    checkpoints = Checkpoints(saved, "data", lambda name, step, **_: diary.append((name, step)), keep=2, patience=60)
+    with monkeypatch.context() as disk:
+        disk.setattr(arrays, "read_parts", damaged)
+        checkpoints.save(30, state(30), permanent=True)
+        checkpoints.wait()
+    assert diary == [("save failed", 30)] and checkpoints.steps() == [10, 20] and (saved / "30.broken").is_dir()
+    checkpoints.save(30, state(30), permanent=True)
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 30]

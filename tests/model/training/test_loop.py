@@ -1,6 +1,7 @@
 """The train loop as a process: what it learns, and what a kill costs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
-from model import arrays
+from model import arrays, weights
+from model.files import write_json
+from model.llama import Llama
+from model.training import goodput
 from model.training.job import Job
 from model.training.protocol import (
     DONE,
@@ -178,3 +185,35 @@ def test_many_bad_batches_are_stepped_over(whole: Job, tmp_path: Path) -> None:
     (Path(told.folder) / WINDOWS).write_text((Path(job.folder) / WINDOWS).read_text())
     assert start(told).wait() == DONE
     assert crc(told) == crc(job) != crc(whole)
+
+
+def test_weights_that_are_not_finite_are_refused(whole: Job, tmp_path: Path) -> None:
+    """Nothing is trained from them, and no checkpoint is written."""
+    model = Llama(whole.model, rngs=nnx.Rngs(0))
+    weights.save(tmp_path / "weights", model)
+    facts = arrays.facts(tmp_path / "weights")
+    named = arrays.read(tmp_path / "weights")
+    named["norm/scale"][3] = np.nan
+    facts["arrays"]["norm/scale"]["crc32"] = arrays.checksum(named["norm/scale"])
+    shutil.rmtree(tmp_path / "weights" / "arrays")
+    with ocp.PyTreeCheckpointer() as orbax:
+        orbax.save(tmp_path / "weights" / "arrays" / "0", named)
+    write_json(tmp_path / "weights" / arrays.COMMIT, facts)
+    job = replace(whole, folder=str(tmp_path / "job"), init=str(tmp_path / "weights"))
+    assert start(job).wait() == UNUSABLE
+    assert "norm/scale holds numbers that are not finite" in Path(job.folder, "log").read_text()
+    assert not list(Path(job.folder).glob("checkpoints/*"))
+
+
+def test_every_second_of_a_killed_training_is_accounted_for(whole: Job, tmp_path: Path) -> None:
+    """What went where, over two lives with a kill between them, is the wall-clock from the first to the last."""
+    job = replace(whole, folder=str(tmp_path / "killed"))
+    began = time.time()
+    first = start(job)
+    await_step(job, 30)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert start(job).wait() == DONE
+    spent = goodput.goodput(Path(job.folder))
+    assert sum(spent.values()) == pytest.approx(time.time() - began, abs=1.0)
+    assert min(spent[part] for part in ("training", "start and compile", "evaluation", "lost to rework")) > 0

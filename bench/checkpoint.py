@@ -1,0 +1,95 @@
+"""What a save costs the step loop: seconds it is stalled, bytes on disk, memory at the peak; and what that is of a run.
+
+A real state of the shape's size (weights and optimizer) is saved while a step runs on beside it.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+from alternate import Spread, show
+
+from flows.config import load
+from flows.plan import pretraining_job
+from model import arrays
+from model.training import optimizer as optimizers
+from model.training.begin import first_state
+from model.training.checkpoints import Checkpoints
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", default="tiny,koda-124m")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    rows = []
+    for preset in arguments.presets.split(","):
+        config = load(preset)
+        job = replace(pretraining_job(config), compute=config.pretrain.compute())
+        state = first_state(job, optimizers.build(job.recipe))
+        jax.block_until_ready(state)
+        stalls, seconds, peaks, disk = measure(state, arguments.rounds)
+        share = 100 * Spread.of(stalls).median / (60 * config.pretrain.save_every_minutes)
+        size = arrays.size(state)
+        rows.append(
+            [
+                preset,
+                f"{size / 1e6:,.0f} MB",
+                Spread.of(stalls),
+                f"{share:.2g} %",
+                Spread.of(seconds),
+                f"{disk / 1e6:,.0f} MB",
+                Spread.of([peak / size for peak in peaks]),
+            ]
+        )
+    head = ["state", "size", "stall, s", "of a run", "whole save, s", "on disk", "peak memory more, × state"]
+    show(f"checkpoint, {arguments.rounds} saves each, median (min–max)", head, rows, arguments.json)
+
+
+def measure(state, rounds: int):
+    stalls, seconds, peaks, disk = [], [], [], 0
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(Path(folder), "bench", lambda *_, **__: None, keep=1, verify_every=1000)
+            with Peak() as peak:
+                began = time.perf_counter()
+                checkpoints.save(1, state, permanent=True)
+                stalls.append(time.perf_counter() - began)
+                checkpoints.wait()
+                seconds.append(time.perf_counter() - began)
+            if number:  # the first save also pays for what Orbax sets up once
+                peaks.append(peak.bytes)
+            disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return stalls, seconds, peaks, disk
+
+
+class Peak:
+    """The most memory of its own that this process had during a block, beyond what it had before."""
+
+    def __enter__(self):
+        self.bytes, self.over, self.before = 0, False, resident()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.over:
+            self.bytes = max(self.bytes, resident() - self.before)
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        self.over = True
+        self.thread.join()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What accelerators can do, and what a token of a model costs them."""
+
+from typing import NamedTuple
+
+from model.config import LlamaConfig
+
+GIB = 2**30
+
+
+class Accelerator(NamedTuple):
+    """One device. Figures are the maker's, for dense matrix products in bfloat16; memory is what the driver shows."""
+
+    flops: float  # peak, per second
+    memory: float  # bytes
+    dollars: float  # an hour; a usual price on demand in 2025, an assumption and not a quotation
+
+
+ACCELERATORS = {
+    # NVIDIA L40S data sheet: 362 TFLOPS (733 with sparsity), 48 GB
+    "L40S": Accelerator(362.05e12, 46068 * 2**20, 1.0),
+    # NVIDIA A100 data sheet: 312 TFLOPS (624 with sparsity), 80 GB
+    "A100": Accelerator(312e12, 81920 * 2**20, 1.6),
+    # NVIDIA H100 data sheet, SXM: 1,979 TFLOPS with sparsity, half of it dense, 80 GB
+    "H100": Accelerator(989.4e12, 81559 * 2**20, 2.7),
+    # NVIDIA H200 data sheet, SXM: as the H100, 141 GB
+    "H200": Accelerator(989.4e12, 143771 * 2**20, 3.5),
+}
+
+
+def accelerator(device_kind: str) -> Accelerator | None:
+    """The accelerator that JAX or PyTorch calls so ("NVIDIA H100 80GB HBM3"); None for one that is not known.
+
+    The PCIe form of the H100 is slower, and is not taken for the other.
+    """
+    if "PCIe" in device_kind and "H100" in device_kind:
+        return ACCELERATORS["H100"]._replace(flops=756e12)
+    return next((known for name, known in ACCELERATORS.items() if name in device_kind), None)
+
+
+def flops_per_token(shape: LlamaConfig, sequence: int, *, causal: bool = False) -> float:
+    """Floating-point operations of one training step per token, forward and backward, without recomputation.
+
+    PaLM's convention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): 6 N + 12 L · heads · head_dim · T. N is the
+    number of weights in matrix products: the head counts, the table that tokens are looked up in does not. `causal`
+    counts attention's upper triangle as the zero work that it is.
+    """
+    embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    attention = 12 * shape.num_hidden_layers * shape.hidden_size * sequence
+    return 6 * (shape.parameters - embedding) + attention / (2 if causal else 1)

@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from model.training import goodput
+from model.training.protocol import HEARTBEAT, Heartbeat, event
+
+
+def lived(folder: Path, began: float, first: int, last: int, **seconds: float) -> None:
+    event(folder, "spent", last, began=began, first_step=first, seconds=seconds)
+
+
+def test_the_parts_add_up_and_lost_steps_are_rework(tmp_path: Path) -> None:
+    """A life of 60 s reaches step 100; ten seconds later the next begins at 75: a quarter of the work was lost."""
+    lived(tmp_path, 1000.0, 0, 100, start=5, compile=5, train=40, data=4, save=2, evaluate=4)
+    lived(tmp_path, 1070.0, 75, 200, start=2, compile=1, train=50)
+    spent = goodput.goodput(tmp_path)
+    assert spent == pytest.approx(
+        {
+            "training": 30 + 50,
+            "start and compile": 13,
+            "data wait": 3,
+            "save stall": 2,
+            "evaluation": 4,
+            "lost to rework": 11,
+            "down": 10,
+        }
+    )
+    assert sum(spent.values()) == pytest.approx(1123 - 1000)
+    assert sum(goodput.shares(spent).values()) == pytest.approx(100)
+
+
+def test_the_life_that_goes_on_counts_and_one_that_was_killed_is_recorded_once(tmp_path: Path) -> None:
+    heart = Heartbeat(tmp_path, began=0.0)
+    heart.first_step = 3
+    heart.beat("train", 5)
+    seen = sum(goodput.goodput(tmp_path).values())
+    assert seen == pytest.approx(json.loads((tmp_path / HEARTBEAT).read_text())["time"], abs=0.1)
+    for _ in range(2):
+        goodput.record(tmp_path)
+    assert sum(goodput.goodput(tmp_path).values()) == pytest.approx(seen)
+
+
+def test_before_the_first_life_there_is_nothing(tmp_path: Path) -> None:
+    assert goodput.goodput(tmp_path) == {}
