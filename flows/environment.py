@@ -3,16 +3,19 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from model.errors import KodaError
 from tasks.run import root
 
+HEARTBEAT_SECONDS = 30  # the shortest that Prefect takes
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # 22 to 28 s were seen on a fresh database; Prefect itself waits 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
 }
 
 
@@ -25,9 +28,8 @@ def set_environment(quiet: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    home = (root() / ".prefect").absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(home))
+    home = os.environ.setdefault("PREFECT_HOME", str((root() / ".prefect").absolute()))
+    Path(home).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

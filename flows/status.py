@@ -8,13 +8,14 @@ from typing import Any
 
 from model.errors import KodaError
 from model.files import read_json
+from model.training.goodput import goodput, shares
 from model.training.protocol import METRICS, Heartbeat, lines, restarts
 from tasks.progress import clock
 from tasks.run import RECORD, STAGES, folder_of
 
 
 def status(name: str) -> dict[str, Any]:
-    """`{name, preset, stages, step, steps, restarts, eta_seconds}`; raises KodaError where there is no such run."""
+    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run."""
     folder = folder_of(name)
     if not (folder / "run.toml").is_file():
         raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
@@ -32,6 +33,7 @@ def status(name: str) -> dict[str, Any]:
         "steps": steps,
         "restarts": len(restarts(folder / "pretrain")),
         "eta_seconds": _eta(folder / "pretrain", step, steps) if working else None,
+        "goodput": {part: round(share, 2) for part, share in shares(goodput(folder / "pretrain")).items()},
     }
 
 
@@ -76,6 +78,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         took = clock(stage["seconds"]) if stage["seconds"] is not None else ""
         shown = [f"{k} {v}" for k, v in stage["figures"].items() if isinstance(v, int | float) and v is not True]
         rows.append(f"  {stage['stage']:<10} {stage['state']:<11} {took:>7}  {' · '.join(shown[:5])}")
+    if spent := [f"{part} {share:.1f} %" for part, share in found["goodput"].items() if share >= 0.05]:
+        rows.append(f"  pretraining's time: {' · '.join(spent)}")
     return [head, *rows]
 
 

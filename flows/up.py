@@ -46,6 +46,7 @@ def up() -> int:
             _wait(children[0], logs / "server.log")
         _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect("deploy", "--all")
+        _run([sys.executable, "-m", "flows.automations"], "the automations")
         children.append(_start(["worker", "start", "--pool", POOL, "--type", "process"], logs / "worker.log"))
         address = os.environ["PREFECT_API_URL"].removesuffix("/api")
         print(f"Koda is up: {address} · start a run there, or with `prefect deployment run koda/pretrain`", flush=True)
@@ -81,11 +82,13 @@ def _start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 def _prefect(*arguments: str) -> None:
-    done = subprocess.run(
-        _command("--no-prompt", *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    _run(_command("--no-prompt", *arguments), f"`prefect {' '.join(arguments)}`")
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise KodaError(f"`prefect {' '.join(arguments)}` failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        raise KodaError(f"{what} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
 
 
 def _answers() -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import finished, read_json
+from model.training.goodput import goodput, shares
 from model.training.protocol import METRICS, lines, restarts
 from tasks.plots import bars, curve, positions
 from tasks.progress import clock
@@ -116,7 +117,10 @@ def _training(folder: Path, done: dict[str, Any]) -> str:
         return ""
     caption = "Loss on training batches (thin) and on held-out rows (dots); grey lines mark restarts."
     plot = curve(metrics, restarts(folder / "pretrain"))
-    return f"<h2>Pretraining</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>"
+    spent = goodput(folder / "pretrain")
+    rows = [[part, seconds, shares(spent)[part]] for part, seconds in spent.items()]
+    where = f"<h2>Where pretraining's time went</h2>{table(['', 'seconds', '%'], rows)}" if rows else ""
+    return f"<h2>Pretraining</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>{where}"
 
 
 def _chat(done: dict[str, Any]) -> str:

@@ -17,11 +17,14 @@ from typing import IO, Any
 
 from model.errors import KodaError
 from model.files import disk_full, finished, hold, listing, read_json, replace_folder, write_json
+from model.training.protocol import append, lines
 from tasks.progress import say
 from tasks.section import Section
 
 STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
 RECORD = "stage.json"
+LIVES = "lives.jsonl"  # when a process began to work on the run and when it ended, and how far the run was
+WITHOUT_PROGRESS = 3  # lives that end at the same place before it is given up
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
 
@@ -62,6 +65,7 @@ class Run:
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._lock = hold(self.folder / ".lock", f"runs/{self.name}")  # a second: `koda status` looks for a moment
+        self._spend()
         for line in self._changes():
             say(line)
         if self._config_text:
@@ -70,9 +74,31 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        append(self.folder / LIVES, {"time": time.time(), "event": "end"})
         if self._lock:
             self._lock.close()
         return kind is not None and issubclass(kind, Reached)
+
+    def _spend(self) -> None:
+        """Count the lives of this run whose process died without having got further than the one before.
+
+        An automation starts a crashed run again; this is what keeps it from doing so for ever. KodaError ends the run
+        as failed, and whoever then starts it has a new budget.
+        """
+        reached = [stage for stage in STAGES if (self.folder / stage / RECORD).is_file()]
+        reached += sorted(p.parent.name for p in self.folder.glob("*/checkpoints/*/COMMIT.json"))
+        died = 0
+        for life in reversed(lines(self.folder / LIVES)):
+            if life["event"] == "end" or life["reached"] != reached:
+                break
+            died += 1
+        if died >= WITHOUT_PROGRESS:
+            append(self.folder / LIVES, {"time": time.time(), "event": "end"})
+            raise KodaError(
+                f"the process of runs/{self.name} died {died} times without getting further. What was built stands; "
+                "the same command tries again."
+            )
+        append(self.folder / LIVES, {"time": time.time(), "event": "begin", "reached": reached})
 
     def _changes(self) -> list[str]:
         """What this command sets otherwise than the one before it on this run."""

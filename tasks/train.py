@@ -16,11 +16,11 @@ from model.errors import KodaError
 from model.training.job import Job, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
 from tasks.progress import progress, say
+from tasks.run import WITHOUT_PROGRESS
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import worth_retrying
 from tasks.supervise import ProcessFailed, supervise
 
-WITHOUT_PROGRESS = 3  # lives that end at the same step before the run is given up
 # Events of the diary that are told in the run's log; that a save was made or a life began is not worth a line.
 TOLD = {"resume", "crash", "skipped", "spike", "rollback", "save failed", "preemption", "given up"}
 TOLD |= {"broken checkpoint", "unfinished checkpoint"}

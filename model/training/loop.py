@@ -4,10 +4,11 @@ import contextlib
 import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 
+from model.errors import KodaError
 from model.files import hold
 from model.training import goodput, processes
 from model.training.job import Job
@@ -16,7 +17,7 @@ from model.training.protocol import DONE, PREEMPTED, ROLLED_BACK, Heartbeat
 from model.training.training import Training
 
 RETRY = 30.0  # seconds after which a save that found no room is tried again
-LEAVING = 1800.0  # seconds that a trainer which is still saving is waited for
+LEAVING = 60.0  # seconds that a trainer is waited for which is about to leave
 
 
 def train(job: Job, until: int, began: float) -> int:
@@ -26,7 +27,7 @@ def train(job: Job, until: int, began: float) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if processes.writes():
-            stack.enter_context(hold(folder / ".trainer.lock", f"{folder}, trained here,", LEAVING))
+            stack.enter_context(_held(folder))
             goodput.record(folder)
         heart = Heartbeat(folder, began, processes.writes())
         heart.beat("start", 0)
@@ -39,10 +40,21 @@ def train(job: Job, until: int, began: float) -> int:
                 signal.signal(number, life.stop)
         with jax.set_mesh(life.training.mesh):
             code = life.run(until)
-        heart.beat("start", life.training.step)
+        heart.beat("save", life.training.step)
         if processes.writes():
             goodput.record(folder)
         return code
+
+
+def _held(folder: Path) -> IO[str]:
+    """The folder's lock. One who was told to leave and is still saving is waited for, however long that takes."""
+    while True:
+        try:
+            return hold(folder / ".trainer.lock", f"the training in {folder}", LEAVING)
+        except KodaError:
+            beat = Heartbeat.read(folder)
+            if beat is None or beat["phase"] != "save":
+                raise
 
 
 class Finished(NamedTuple):

@@ -1,0 +1,332 @@
+"""Kills a small real training in every way it can die, and asks whether it ends with the weights it would have had.
+
+    .venv/bin/python bench/chaos.py --kills 30 --seed 1
+
+`koda up` runs a Prefect server and a worker in a folder of their own, and `koda/pretrain` is started once. At steps
+drawn by the seed one fault after another befalls it. Nobody starts anything again but Prefect, with one exception: when
+worker, server and all are killed, this command starts `koda up` again, as systemd would. At the end, the same training
+runs undisturbed, told to step over the data that the NaN faults had it step over, and the checksums of all its arrays,
+optimizer and all, are compared.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from alternate import Spread, show
+
+PROJECT = Path(__file__).resolve().parents[1]
+EVERY = 400  # steps between two faults, on average
+SAVE_EVERY = 100
+PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
+OVERRIDES = {
+    "tokenize.source": "text",
+    "tokenize.vocab_size": "512",
+    "tokenize.heldout_fraction": "0.1",
+    "model.hidden_size": "64",
+    "model.num_hidden_layers": "2",
+    "model.num_attention_heads": "4",
+    "model.num_key_value_heads": "2",
+    "model.intermediate_size": "128",
+    "model.max_position_embeddings": "64",
+    "pretrain.learning_rate": "1e-3",
+    "pretrain.save_every_steps": str(SAVE_EVERY),
+    "pretrain.save_every_minutes": "0.1",
+    "pretrain.evaluate_every_steps": "1000",
+    "pretrain.hang_seconds": "5",
+    "pretrain.verify_every_saves": "3",
+    "pretrain.segments": "20",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    names = arguments.faults.split(",")
+    with tempfile.TemporaryDirectory() as folder, Place(Path(folder), arguments.kills) as place:
+        if "full disk" in names and not place.has_a_disk:
+            print("full disk: not tried, for a small disk of its own takes the right to mount one")
+            names.remove("full disk")
+        draw = random.Random(arguments.seed)
+        order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
+        outcomes: dict[str, list[dict]] = {name: [] for name in names}
+        place.start()
+        for number, name in enumerate(order[: arguments.kills]):
+            place.await_step(place.beat()["step"] + draw.randrange(EVERY // 4, EVERY))
+            outcome = place.befall(FAULTS[name])
+            outcomes[name].append(outcome)
+            print(f"{number + 1:3} {name:26} {outcome}", flush=True)
+        finished = place.await_end()
+        same = finished and place.same_as_undisturbed()
+    rows = []
+    for name, tried in outcomes.items():
+        done = [outcome for outcome in tried if outcome["recovered"]]
+        lost = max((outcome["lost"] for outcome in done), default="")
+        seconds = Spread.of([outcome["seconds"] for outcome in done]) if done else ""
+        rows.append([name, len(tried), len(done), lost, seconds])
+    title = f"{arguments.kills} faults, seed {arguments.seed}, a save every {SAVE_EVERY} steps"
+    show(
+        title,
+        ["fault", "tried", "recovered", "most steps lost", "seconds to a new step"],
+        rows,
+        arguments.json,
+        same=same,
+    )
+    verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
+    print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
+    return 0 if same and all(row[1] == row[2] for row in rows) else 1
+
+
+class Place:
+    """A folder with the project, its text, its runs, and `koda up` at work in it."""
+
+    def __init__(self, folder: Path, kills: int):
+        self.folder, self.kills = folder, kills
+        self.steps = EVERY * (kills + 2)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.faults = folder / "faults"
+        self.environment = {
+            **os.environ,
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "PREFECT_HOME": str(folder / "prefect"),
+            "KODA_RUNS": str(folder / "runs"),
+            "KODA_CHAOS": str(self.faults),
+            "PYTHONPATH": f"{PROJECT / 'bench/chaos_site'}:{folder / 'project'}",
+        }
+        self.run = folder / "runs/chaos"
+        self.training = self.run / "pretrain"
+        self.up: subprocess.Popen | None = None
+        self.has_a_disk = False
+
+    def __enter__(self) -> "Place":
+        self.faults.mkdir()
+        (self.folder / "runs").mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "koda-chaos", str(self.folder / "runs")]
+        self.has_a_disk = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        for name in ("flows", "tasks", "model", "prefect.yaml"):
+            source, target = PROJECT / name, self.folder / "project" / name
+            target.parent.mkdir(exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+        text = self.folder / "project/text"
+        text.mkdir()
+        from model.data import docs
+
+        for number, topic in enumerate(docs.topics()):
+            (text / f"{number:03}.txt").write_text(topic.text)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.up is not None and self.up.poll() is None:
+            self.up.send_signal(signal.SIGINT)
+            self.up.wait(120)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        if self.has_a_disk:
+            subprocess.run(["umount", "-l", str(self.folder / "runs")], check=False)
+
+    def bring_up(self) -> None:
+        with (self.folder / "up.log").open("w") as log:
+            command = [sys.executable, "-m", "flows.cli", "up"]
+            self.up = subprocess.Popen(
+                command,
+                cwd=self.folder / "project",
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        shown, up = self.folder / "up.log", self.up
+        self.wait(lambda: "Koda is up" in shown.read_text() or up.poll() is not None, "koda up", 120)
+        if "Koda is up" not in shown.read_text():
+            raise SystemExit(shown.read_text())
+
+    def start(self) -> None:
+        self.bring_up()
+        overrides = {**OVERRIDES, "pretrain.steps": str(self.steps)}
+        command = [sys.executable, "-m", "prefect", "deployment", "run", "koda/pretrain", "--param", "name=chaos"]
+        command += ["--param", f"overrides={json.dumps(overrides)}"]
+        subprocess.run(command, cwd=self.folder / "project", env=self.environment, check=True, capture_output=True)
+        self.wait(lambda: self.beat()["step"] > 0, "the first step")
+
+    def beat(self) -> dict:
+        from model.training.protocol import Heartbeat
+
+        return Heartbeat.read(self.training) or {"step": 0, "first_step": 0, "pid": 0}
+
+    def wait(self, condition, what: str, seconds: float = PATIENCE) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                print(f"waited {seconds:.0f} s in vain for {what}", file=sys.stderr)
+                return False
+            time.sleep(0.005)
+        return True
+
+    def await_step(self, step: int) -> None:
+        self.wait(lambda: self.beat()["step"] >= step, f"step {step}")
+
+    def befall(self, fault) -> dict:
+        """Let the fault happen, and wait until a training does steps again that it had not done before it."""
+        began, before = time.monotonic(), self.beat()
+        again = fault(self)
+        reached = max(before["step"], self.beat()["step"]) if again is None else again
+        new = self.wait(lambda: self.beat()["pid"] != before["pid"] or again is not None, "a new life")
+        first = self.beat()["first_step"] if again is None else reached
+        recovered = new and self.wait(lambda: self.beat()["step"] > max(first + 1, 0), "a new step")
+        lost = max(0, reached - self.beat()["first_step"]) if again is None else 0
+        return {"recovered": recovered, "lost": lost, "seconds": round(time.monotonic() - began, 1)}
+
+    def newest(self) -> Path:
+        """The newest committed checkpoint."""
+        self.wait(lambda: list(self.training.glob("checkpoints/*/COMMIT.json")), "a checkpoint")
+        commits = [p.parent for p in self.training.glob("checkpoints/*/COMMIT.json") if p.parent.name.isdigit()]
+        return max(commits, key=lambda p: int(p.name))
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the training process."""
+        os.kill(self.beat()["pid"], number)
+
+    def flow(self) -> int:
+        """The process that the flow runs in: it holds the run's lock."""
+        return int((self.run / ".lock").read_text().split()[1])
+
+    def processes(self) -> list[int]:
+        """Every process that belongs to this place, by its environment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"KODA_CHAOS={self.faults}".encode() in path.read_bytes() and int(path.parts[2]) != os.getpid():
+                    found.append(int(path.parts[2]))
+            except OSError:
+                continue
+        return found
+
+    def await_end(self) -> bool:
+        return self.wait(lambda: (self.run / "checkpoint/stage.json").is_file(), "the end of the run", 900)
+
+    def same_as_undisturbed(self) -> bool:
+        from model import arrays
+        from model.training.protocol import WINDOWS
+
+        job = json.loads((self.training / "job.json").read_text())
+        alone = self.folder / "undisturbed"
+        alone.mkdir()
+        if (self.training / WINDOWS).is_file():
+            shutil.copy(self.training / WINDOWS, alone)
+        (alone / "job.json").write_text(json.dumps({**job, "folder": str(alone)}))
+        command = [sys.executable, "-m", "model.training", str(alone / "job.json"), str(self.steps)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        sums = [
+            {name: a["crc32"] for name, a in arrays.facts(f / "checkpoints" / str(self.steps))["arrays"].items()}
+            for f in (alone, self.training)
+        ]
+        return sums[0] == sums[1]
+
+
+def kill(place: Place) -> None:
+    place.kill()
+
+
+def hang(place: Place) -> None:
+    place.kill(signal.SIGSTOP)
+
+
+def terminate(place: Place) -> None:
+    place.kill(signal.SIGTERM)
+
+
+def kill_in_save(place: Place) -> None:
+    before = place.beat()["pid"]
+    (place.faults / "in-save").touch()
+    place.wait(lambda: not (place.faults / "in-save").exists() or place.beat()["pid"] != before, "a save")
+
+
+def flip(place: Place) -> None:
+    path = max((p for p in place.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    place.kill()
+
+
+def cut(place: Place) -> None:
+    path = max((p for p in place.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    place.kill()
+
+
+def uncommit(place: Place) -> None:
+    (place.newest() / "COMMIT.json").unlink()
+    place.kill()
+
+
+def nan(place: Place) -> None:
+    """Ten batches a little way ahead give no numbers; the training steps over them, which takes a life."""
+    windows = place.training / "windows.json"
+    skipped = sum(count for _, count in json.loads(windows.read_text())) if windows.is_file() else 0
+    first = place.beat()["step"] + skipped + 30
+    (place.faults / "nan").write_text(json.dumps([first, first + 10]))
+
+
+def fill_the_disk(place: Place) -> int:
+    """No room for a while: saves fail, the training goes on, and once there is room it saves again."""
+    events = place.training / "events.jsonl"
+
+    def failures() -> int:
+        return events.read_text().count('"save failed"')
+
+    before, ballast = failures(), place.folder / "runs/ballast"
+    free = shutil.disk_usage(place.folder / "runs").free
+    with ballast.open("wb") as file:
+        file.write(b"\0" * max(0, free - 200_000))
+    place.wait(lambda: failures() > before, "a save without room")
+    ballast.unlink()
+    reached = place.beat()["step"]
+    place.wait(lambda: int(place.newest().name) > reached, "a save with room")
+    return reached
+
+
+def kill_the_flow(place: Place) -> None:
+    os.kill(place.flow(), signal.SIGKILL)
+
+
+def kill_everything(place: Place) -> None:
+    """Server, worker, flow and trainer at once; the machine comes back and starts `koda up`."""
+    for pid in place.processes():
+        os.kill(pid, signal.SIGKILL)
+    assert place.up is not None
+    place.up.wait()
+    place.bring_up()
+
+
+FAULTS = {
+    "SIGKILL": kill,
+    "SIGSTOP (a hang)": hang,
+    "SIGTERM": terminate,
+    "SIGKILL during a save": kill_in_save,
+    "a byte flipped": flip,
+    "newest cut short": cut,
+    "commit file removed": uncommit,
+    "NaN in ten batches": nan,
+    "full disk": fill_the_disk,
+    "SIGKILL of the flow": kill_the_flow,
+    "SIGKILL of worker and all": kill_everything,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
