@@ -4,12 +4,13 @@
 
 `koda up` runs a Prefect server and a worker in a folder of their own, and `koda/pretrain` is started once. At steps
 drawn by the seed one fault after another befalls it. Nobody starts anything again but Prefect, with one exception: when
-worker, server and all are killed, this command starts `koda up` again, as systemd would. At the end, the same training
-runs undisturbed, told to step over the data that the NaN faults had it step over, and the checksums of all its arrays,
-optimizer and all, are compared.
+the worker and all under it are killed, this command starts `koda up` again, as systemd would. At the end, the same
+training runs undisturbed, told to step over the data that the NaN faults had it step over, and the checksums of all its
+arrays, optimizer and all, are compared.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from alternate import Spread, show
 PROJECT = Path(__file__).resolve().parents[1]
 EVERY = 400  # steps between two faults, on average
 SAVE_EVERY = 100
+SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
 OVERRIDES = {
     "tokenize.source": "text",
@@ -54,17 +56,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--list", action="store_true", help="name the faults, and end")
     arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(FAULTS))
+        return 0
     names = arguments.faults.split(",")
-    with tempfile.TemporaryDirectory() as folder, Place(Path(folder), arguments.kills) as place:
+    with tempfile.TemporaryDirectory() as folder, Place(Path(folder)) as place:
         if "full disk" in names and not place.has_a_disk:
             print("full disk: not tried, for a small disk of its own takes the right to mount one")
             names.remove("full disk")
         draw = random.Random(arguments.seed)
         order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
+        order = order[: arguments.kills]
+        silences = [name for name in order if FAULTS[name] is silence_the_api]
+        place.steps = EVERY * (arguments.kills + 2) + IN_SILENCE * len(silences)
         outcomes: dict[str, list[dict]] = {name: [] for name in names}
         place.start()
-        for number, name in enumerate(order[: arguments.kills]):
+        for number, name in enumerate(order):
             place.await_step(place.beat()["step"] + draw.randrange(EVERY // 4, EVERY))
             outcome = place.befall(FAULTS[name])
             outcomes[name].append(outcome)
@@ -93,9 +102,8 @@ def main() -> int:
 class Place:
     """A folder with the project, its text, its runs, and `koda up` at work in it."""
 
-    def __init__(self, folder: Path, kills: int):
-        self.folder, self.kills = folder, kills
-        self.steps = EVERY * (kills + 2)
+    def __init__(self, folder: Path):
+        self.folder, self.steps = folder, 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -205,6 +213,12 @@ class Place:
         """The process that the flow runs in: it holds the run's lock."""
         return int((self.run / ".lock").read_text().split()[1])
 
+    def server(self) -> int:
+        """The process that answers for Prefect's API."""
+        port = self.environment["PREFECT_API_URL"].split(":")[2].split("/")[0]
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.processes()}
+        return next(pid for pid, said in words.items() if {b"server", b"start", port.encode()} <= set(said))
+
     def processes(self) -> list[int]:
         """Every process that belongs to this place, by its environment."""
         found = []
@@ -276,25 +290,24 @@ def uncommit(place: Place) -> None:
 
 
 def nan(place: Place) -> None:
-    """Ten batches a little way ahead give no numbers; the training steps over them, which takes a life."""
+    """As many batches as it takes, a little way ahead, give no numbers; the training steps over them in a new life."""
+    from model.training.numbers import BAD_STEPS
+
     windows = place.training / "windows.json"
-    skipped = sum(count for _, count in json.loads(windows.read_text())) if windows.is_file() else 0
-    first = place.beat()["step"] + skipped + 30
-    (place.faults / "nan").write_text(json.dumps([first, first + 10]))
+    before = json.loads(windows.read_text()) if windows.is_file() else []
+    first = place.beat()["step"] + sum(count for _, count in before) + 30
+    (place.faults / "nan").write_text(json.dumps([first, first + BAD_STEPS]))
+    place.wait(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
 
 
 def fill_the_disk(place: Place) -> int:
     """No room for a while: saves fail, the training goes on, and once there is room it saves again."""
-    events = place.training / "events.jsonl"
-
-    def failures() -> int:
-        return events.read_text().count('"save failed"')
-
-    before, ballast = failures(), place.folder / "runs/ballast"
-    free = shutil.disk_usage(place.folder / "runs").free
-    with ballast.open("wb") as file:
-        file.write(b"\0" * max(0, free - 200_000))
-    place.wait(lambda: failures() > before, "a save without room")
+    ballast, newest = place.folder / "runs/ballast", -1
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    while newest != (newest := int(place.newest().name)):  # a save that had begun may still have found its room
+        time.sleep(2 * SAVE_EVERY / 100)
     ballast.unlink()
     reached = place.beat()["step"]
     place.wait(lambda: int(place.newest().name) > reached, "a save with room")
@@ -306,12 +319,23 @@ def kill_the_flow(place: Place) -> None:
 
 
 def kill_everything(place: Place) -> None:
-    """Server, worker, flow and trainer at once; the machine comes back and starts `koda up`."""
+    """Worker, flow, trainer and `koda up` at once; the server, a service of its own, lives. `koda up` comes back."""
+    server = place.server()
     for pid in place.processes():
-        os.kill(pid, signal.SIGKILL)
+        if pid != server:
+            os.kill(pid, signal.SIGKILL)
     assert place.up is not None
     place.up.wait()
     place.bring_up()
+
+
+def silence_the_api(place: Place) -> int:
+    """The Prefect server answers nothing for a while: the training goes on, and so does the run."""
+    server = place.server()
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(SILENCE)
+    os.kill(server, signal.SIGCONT)
+    return place.beat()["step"]
 
 
 FAULTS = {
@@ -322,8 +346,9 @@ FAULTS = {
     "a byte flipped": flip,
     "newest cut short": cut,
     "commit file removed": uncommit,
-    "NaN in ten batches": nan,
+    "NaN in five batches": nan,
     "full disk": fill_the_disk,
+    "API silent for 2 min": silence_the_api,
     "SIGKILL of the flow": kill_the_flow,
     "SIGKILL of worker and all": kill_everything,
 }

@@ -4,6 +4,7 @@ That a crashed run is started again stands with each deployment, in prefect.yaml
 """
 
 from datetime import timedelta
+from typing import Any
 
 from flows.environment import HEARTBEAT_SECONDS, set_environment
 
@@ -38,11 +39,20 @@ def keep() -> None:
         actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message="no sign of life", force=False)],
     )
     try:
-        wanted.id = Automation.read(name=NAME).id  # type: ignore[attr-defined]  # typed as async
+        there: Automation = Automation.read(name=NAME)  # type: ignore[assignment]  # typed as async
     except ValueError:
         wanted.create()
-    else:
+        return
+    if _terms(there) != _terms(wanted):  # else it is left alone: an update forgets the beats that were heard
+        wanted.id = there.id
         wanted.update()
+
+
+def _terms(automation: Any) -> dict[str, Any]:
+    """What an automation says, without the numbers that the server gives it."""
+    said = automation.model_dump(mode="json", include={"trigger", "actions", "description", "enabled"})
+    said["trigger"] = {k: sorted(v) if isinstance(v, list) else v for k, v in said["trigger"].items() if k != "id"}
+    return said
 
 
 if __name__ == "__main__":

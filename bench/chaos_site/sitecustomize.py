@@ -25,7 +25,7 @@ def poison() -> None:
         batch = part(self, step, rows)
         if (FOLDER / "nan").is_file():
             first, last = json.loads((FOLDER / "nan").read_text())
-            if first <= step < last and "train" in str(self.shards.folder):
+            if first <= step < last:
                 return batch._replace(weights_BT=batch.weights_BT * float("nan"))
         return batch
 

@@ -85,26 +85,34 @@ class Life:
             return DONE
         self.heart.beat("compile", step)
         pending: Finished | None = None
+        due = ""
         while step < until and not processes.told_to_stop(step, self.stop_asked):
             batch, waited = self._read(step, pending)
             self.training.state, metrics = self.training.update(self.training.state, self.training.frozen, batch)
             step += 1
-            if pending is not None:  # looked at one step late, so that the device has its next step meanwhile
-                cause = self._look(pending)
-                if self.judge.in_a_row == BAD_STEPS:
-                    self.training.step_over(step, f"{BAD_STEPS} bad steps in a row, the last: {cause}")
-                    return ROLLED_BACK
+            if self._spoilt(pending, step):  # looked at one step late, so that the device has its next step meanwhile
+                return ROLLED_BACK
             pending = Finished(step, metrics, waited)
             self.heart.beat("train", step)
             self.training.checkpoints.tend()
-            if step < until and self._due(step):
-                self._save(step, permanent=step % self.recipe.save_every_steps == 0)
+            due = self._due(step) or due
+            if step < until and due:
+                if self._spoilt(pending, step):
+                    return ROLLED_BACK
+                pending = None
+                if (
+                    not self.judge.in_a_row
+                ):  # a state among bad steps is none to go back to: the save waits for a good one
+                    self._save(step, permanent=due == "permanent")
+                    due = ""
             if step < until and step % self.recipe.evaluate_every_steps == 0:
                 self._evaluate(step)
-        if pending is not None:
-            self._look(pending)
-        heldout = self._evaluate(step) if step == until else None
-        self._save_at_last(step, permanent=step == until, heldout_loss=heldout)
+        if self._spoilt(pending, step):
+            return ROLLED_BACK
+        if step == until:
+            self._save_at_last(step, permanent=True, heldout_loss=self._evaluate(step))
+        elif not self.judge.in_a_row:
+            self._save_at_last(step, permanent=False)
         self.training.note("done" if step == until else "preemption", step)
         return DONE if step == until else PREEMPTED
 
@@ -117,6 +125,13 @@ class Life:
         if idle:
             self.heart.spend("data", waited)
         return batch, waited
+
+    def _spoilt(self, finished: Finished | None, step: int) -> bool:
+        """Look at a finished step, if there is one; True where it was one bad step too many, and `step` goes back."""
+        cause = self._look(finished) if finished is not None else ""
+        if self.judge.in_a_row == BAD_STEPS:
+            self.training.step_over(step, f"{BAD_STEPS} bad steps in a row, the last: {cause}")
+        return self.judge.in_a_row == BAD_STEPS
 
     def _look(self, finished: Finished) -> str:
         """Judge the numbers of a finished step, and write them down; returns what is bad about them, if anything."""
@@ -137,16 +152,17 @@ class Life:
             )
         return cause
 
-    def _due(self, step: int) -> bool:
-        """Is it time to save? Clocks and disks are asked every few steps only: of several processes, one decides."""
+    def _due(self, step: int) -> str:
+        """Is it time for a save, permanent or temporary? Of several processes one looks at the clock, and not at each
+        step, for the others have to hear of it."""
         if step % self.recipe.save_every_steps == 0:
-            return True
+            return "permanent"
         if not processes.alone() and step % self.recipe.log_every_steps:
-            return False
+            return ""
         patience = 60 * self.recipe.save_every_minutes
         if self.training.checkpoints.failing_since is not None:
             patience = min(patience, RETRY)
-        return bool(processes.agreed(time.monotonic() - self.saved_at > patience))
+        return "temporary" if processes.agreed(time.monotonic() - self.saved_at > patience) else ""
 
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from model.files import read_json
+from model.files import disk_full, read_json
 
 DONE = 0
 PREEMPTED = 75  # asked to stop, saved, and left
@@ -62,15 +62,19 @@ class Heartbeat:
             "pid": os.getpid(),
             "phase": phase,
             "step": step,
-            "time": time.time(),
             "pace": self.pace(),
             "loss": self.loss,
             "began": self.began,
             "first_step": self.first_step,
             "seconds": self.seconds,
         }
-        beside.write_text(json.dumps(told))
-        beside.replace(self.path)
+        try:
+            beside.write_text(json.dumps(told))
+            beside.replace(self.path)
+        except OSError as error:
+            if not disk_full(error) or not self.path.exists():
+                raise
+            os.utime(self.path)  # alive, though there is no room to say at what
 
     def pace(self) -> float:
         """Seconds from one step to the next, the 95th percentile of the last ones; 0 before there are any."""
@@ -79,17 +83,22 @@ class Heartbeat:
 
     @staticmethod
     def read(folder: Path) -> dict[str, Any] | None:
-        """The last beat, or None where there never was one."""
+        """The last beat, or None where there never was one; its `time` is that of the last sign of life."""
         try:
-            return read_json(folder / HEARTBEAT)
+            return {**read_json(folder / HEARTBEAT), "time": (folder / HEARTBEAT).stat().st_mtime}
         except (OSError, ValueError):
             return None
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one JSON line, in a single write, so that two writers never mix."""
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
+    """Add one JSON line, in a single write, so that two writers never mix. On a full disk it is lost: what happens goes
+    on, and who writes it down must not be what stops it."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write((json.dumps(line) + "\n").encode())
+    except OSError as error:
+        if not disk_full(error):
+            raise
 
 
 def event(folder: Path, name: str, step: int, **more: Any) -> None:

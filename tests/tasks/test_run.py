@@ -8,7 +8,7 @@ from pydantic import Field
 
 from model.errors import KodaError
 from model.files import read_json, write_json
-from tasks.run import Built, Run, read_built, whole
+from tasks.run import WITHOUT_PROGRESS, Built, Run, read_built, whole
 from tasks.section import OPERATIONAL, Section
 
 
@@ -128,3 +128,21 @@ def test_the_record_names_every_file() -> None:
     assert record["key"] == "k" and record["figures"] == {"figure": 1} and "jax" in record["versions"]
     write_json(built / "extra.json", {})
     assert whole(built.folder)  # a file more is no damage
+
+
+def test_a_run_whose_process_keeps_dying_is_given_up(tmp_path: Path) -> None:
+    """What starts crashed runs again must not do so for ever: the fourth life without progress is refused."""
+    for _ in range(WITHOUT_PROGRESS):
+        Run("dying").__enter__()._lock.close()  # type: ignore[union-attr]  # it dies: nothing is written at its end
+    with pytest.raises(KodaError, match=f"died {WITHOUT_PROGRESS} times without getting further"):
+        Run("dying").__enter__()
+    with Run("dying"):  # a person who starts it again has a new budget
+        pass
+
+
+def test_a_run_that_gets_further_may_die_often(tmp_path: Path) -> None:
+    for step in range(3 * WITHOUT_PROGRESS):
+        Run("advancing").__enter__()._lock.close()  # type: ignore[union-attr]
+        commit = tmp_path / f"runs/advancing/pretrain/checkpoints/{step}/COMMIT.json"
+        commit.parent.mkdir(parents=True)
+        commit.write_text("{}")

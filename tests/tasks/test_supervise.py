@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import KodaError
-from model.training.protocol import event
-from tasks.supervise import ProcessFailed, call, supervise
+from model.training.protocol import Heartbeat, event
+from tasks.supervise import ProcessFailed, _silent, call, supervise
 from tasks.train import WITHOUT_PROGRESS, _spend
 
 
@@ -122,3 +123,57 @@ def test_lives_with_progress_are_not(tmp_path: Path) -> None:
         commit.parent.mkdir(parents=True)
         commit.write_text(json.dumps({}))
         _spend(tmp_path)
+
+
+def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
+    """A training whose steps take two seconds may be silent for twenty, whatever the setting says."""
+    heart = Heartbeat(tmp_path, 0.0)
+    now = time.time()
+    for pace, silence, hung in ((0.0, 4, False), (0.0, 6, True), (2.0, 19, False), (2.0, 21, True)):
+        heart.beat("train", 1)
+        told = {**json.loads(heart.path.read_text()), "pace": pace}
+        heart.path.write_text(json.dumps(told))
+        os.utime(heart.path, (now - silence, now - silence))
+        assert _silent(tmp_path, told["pid"], began=now, hang_seconds=5.0) is hung
+
+
+def test_the_pace_is_that_of_the_slow_steps(tmp_path: Path) -> None:
+    heart = Heartbeat(tmp_path, time.time())
+    for step in range(40):
+        time.sleep(0.05 if step % 10 == 9 else 0.001)
+        heart.beat("train", step)
+    assert 0.04 < heart.pace() < 0.5
+
+
+def test_a_child_that_is_still_saving_is_left_to_finish(tmp_path: Path) -> None:
+    """It was told to stop and is writing a large checkpoint; the flow goes, the save ends."""
+    child = f"""
+import signal, sys, time
+from pathlib import Path
+from model.training.protocol import Heartbeat
+def leave(*_):
+    Heartbeat(Path({str(tmp_path)!r}), 0.0).beat("save", 7)
+    time.sleep(6); Path({str(tmp_path / "saved")!r}).write_text("saved"); sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+Path({str(tmp_path / "ready")!r}).write_text("")
+while True: time.sleep(0.1)
+"""
+    parent = f"""
+import signal, sys
+from pathlib import Path
+from tasks import supervise
+supervise.GRACE = 2.0
+def end(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, end)
+supervise.supervise([sys.executable, "-c", {child!r}], Path({str(tmp_path / "log")!r}), folder=Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen(python(parent), stderr=subprocess.DEVNULL)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    assert not (tmp_path / "saved").exists()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "saved").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

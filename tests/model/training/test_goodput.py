@@ -1,10 +1,10 @@
-import json
+import time
 from pathlib import Path
 
 import pytest
 
 from model.training import goodput
-from model.training.protocol import HEARTBEAT, Heartbeat, event
+from model.training.protocol import Heartbeat, event
 
 
 def lived(folder: Path, began: float, first: int, last: int, **seconds: float) -> None:
@@ -36,7 +36,7 @@ def test_the_life_that_goes_on_counts_and_one_that_was_killed_is_recorded_once(t
     heart.first_step = 3
     heart.beat("train", 5)
     seen = sum(goodput.goodput(tmp_path).values())
-    assert seen == pytest.approx(json.loads((tmp_path / HEARTBEAT).read_text())["time"], abs=0.1)
+    assert seen == pytest.approx(time.time(), abs=0.5)
     for _ in range(2):
         goodput.record(tmp_path)
     assert sum(goodput.goodput(tmp_path).values()) == pytest.approx(seen)

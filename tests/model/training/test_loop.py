@@ -217,3 +217,18 @@ def test_every_second_of_a_killed_training_is_accounted_for(whole: Job, tmp_path
     spent = goodput.goodput(Path(job.folder))
     assert sum(spent.values()) == pytest.approx(time.time() - began, abs=1.0)
     assert min(spent[part] for part in ("training", "start and compile", "evaluation", "lost to rework")) > 0
+
+
+def test_two_trainers_never_write_one_folder(whole: Job, tmp_path: Path) -> None:
+    """Both are started; one trains, and the other waits for it to leave and then refuses. Nothing is done twice."""
+    job = replace(whole, folder=str(tmp_path / "both"), recipe=replace(whole.recipe, steps=100_000))
+    first = start(job, until=100_000)
+    await_step(job, 5)
+    impatient = "import sys; from model.training import __main__, loop; loop.LEAVING = 2.0; sys.exit(__main__.main())"
+    command = [sys.executable, "-c", impatient]
+    second = subprocess.run([*command, f"{job.folder}/job.json", "100000"], capture_output=True, text=True)
+    assert second.returncode == UNUSABLE and f"is being worked on by process {first.pid}" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(20) == PREEMPTED
+    losses = [line["step"] for line in lines(Path(job.folder) / METRICS) if "loss" in line]
+    assert losses == sorted(set(losses))

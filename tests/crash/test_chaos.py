@@ -1,0 +1,30 @@
+"""Every fault once, by the command that the README's table comes from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+# Left to the long form: they wait for Prefect by the minute.
+SLOW = {"API silent for 2 min", "SIGKILL of worker and all"}
+
+
+@pytest.mark.timeout(600)
+def test_each_fault_is_recovered_from_and_the_weights_are_the_same(tmp_path: Path) -> None:
+    listed = subprocess.run(
+        [sys.executable, "bench/chaos.py", "--list"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    faults = [name for name in listed.stdout.splitlines() if name not in SLOW]
+    table = tmp_path / "chaos.json"
+    command = [sys.executable, "bench/chaos.py", "--kills", str(len(faults)), "--faults", ",".join(faults)]
+    done = subprocess.run([*command, "--json", str(table)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(table.read_text())
+    assert found["same"] is True
+    assert {row["fault"]: row["recovered"] for row in found["rows"]} == dict.fromkeys(
+        [row["fault"] for row in found["rows"]], 1
+    )
+    assert len(found["rows"]) >= len(faults) - 1  # without the right to mount, no full disk
