@@ -26,7 +26,6 @@ from pathlib import Path
 from alternate import Spread, show
 
 PROJECT = Path(__file__).resolve().parents[1]
-EVERY = 400  # steps between two faults, on average
 SAVE_EVERY = 100
 SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
@@ -56,6 +55,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--every", type=int, default=400, help="steps from one fault to the next, at most (400)")
     parser.add_argument("--list", action="store_true", help="name the faults, and end")
     arguments = parser.parse_args()
     if arguments.list:
@@ -70,11 +70,11 @@ def main() -> int:
         order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
         order = order[: arguments.kills]
         silences = [name for name in order if FAULTS[name] is silence_the_api]
-        place.steps = EVERY * (arguments.kills + 2) + IN_SILENCE * len(silences)
+        place.steps = arguments.every * (arguments.kills + 2) + IN_SILENCE * len(silences)
         outcomes: dict[str, list[dict]] = {name: [] for name in names}
         place.start()
         for number, name in enumerate(order):
-            place.await_step(place.beat()["step"] + draw.randrange(EVERY // 4, EVERY))
+            place.await_step(place.beat()["step"] + draw.randrange(arguments.every // 4, arguments.every))
             outcome = place.befall(FAULTS[name])
             outcomes[name].append(outcome)
             print(f"{number + 1:3} {name:26} {outcome}", flush=True)

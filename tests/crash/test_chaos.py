@@ -20,6 +20,7 @@ def test_each_fault_is_recovered_from_and_the_weights_are_the_same(tmp_path: Pat
     faults = [name for name in listed.stdout.splitlines() if name not in SLOW]
     table = tmp_path / "chaos.json"
     command = [sys.executable, "bench/chaos.py", "--kills", str(len(faults)), "--faults", ",".join(faults)]
+    command += ["--every", "150"]
     done = subprocess.run([*command, "--json", str(table)], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(table.read_text())
