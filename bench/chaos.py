@@ -174,7 +174,7 @@ class Place:
     def beat(self) -> dict:
         from model.training.protocol import Heartbeat
 
-        return Heartbeat.read(self.training) or {"step": 0, "first_step": 0, "pid": 0}
+        return Heartbeat.read(self.training) or {"step": 0, "first_step": None, "pid": 0}
 
     def wait(self, condition, what: str, seconds: float = PATIENCE) -> bool:
         deadline = time.monotonic() + seconds
@@ -193,7 +193,12 @@ class Place:
         began, before = time.monotonic(), self.beat()
         again = fault(self)
         reached = max(before["step"], self.beat()["step"]) if again is None else again
-        new = self.wait(lambda: self.beat()["pid"] != before["pid"] or again is not None, "a new life")
+
+        def living() -> bool:
+            beat = self.beat()
+            return beat["pid"] != before["pid"] and beat["first_step"] is not None
+
+        new = again is not None or self.wait(living, "a new life")
         first = self.beat()["first_step"] if again is None else reached
         recovered = new and self.wait(lambda: self.beat()["step"] > max(first + 1, 0), "a new step")
         lost = max(0, reached - self.beat()["first_step"]) if again is None else 0

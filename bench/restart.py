@@ -70,7 +70,7 @@ def first_step(job: Job) -> float:
     command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(job.recipe.steps)]
     trainer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     beat: dict = {}
-    while beat.get("pid") != trainer.pid or beat["step"] < beat["first_step"] + 2:  # the first is then behind it
+    while beat.get("pid") != trainer.pid or beat["step"] < (beat["first_step"] or 0) + 2:  # the first is then behind it
         time.sleep(0.005)
         try:
             beat = Heartbeat.read(folder) or {}

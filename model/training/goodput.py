@@ -36,17 +36,18 @@ def goodput(folder: Path) -> dict[str, float]:
     if beat and beat["began"] not in {life["began"] for life in lives}:
         lives.append({k: beat[k] for k in ("began", "first_step", "seconds", "step")})
     found = dict.fromkeys((*PARTS.values(), REWORK, DOWN), 0.0)
-    for life, after in [*pairwise(lives), *((life, None) for life in lives[-1:])]:
-        steps = life["step"] - life["first_step"]
-        again = max(0, life["step"] - after["first_step"]) if after else 0
-        lost = min(1.0, again / steps) if steps else 0.0
+    for number, life in enumerate(lives):
+        stepped = (later for later in lives[number + 1 :] if later["first_step"] is not None)
+        resumed_at = next((later["first_step"] for later in stepped), life["step"])
+        steps = life["step"] - life["first_step"] if life["first_step"] is not None else 0
+        lost = min(1.0, max(0, life["step"] - resumed_at) / steps) if steps else 0.0
         for phase, seconds in life["seconds"].items():
             part = PARTS[phase]
             wasted = seconds * lost if phase in ("train", "data") else 0.0
             found[part] += seconds - wasted
             found[REWORK] += wasted
-        if after:
-            found[DOWN] += max(0.0, after["began"] - life["began"] - sum(life["seconds"].values()))
+    for life, after in pairwise(lives):
+        found[DOWN] += max(0.0, after["began"] - life["began"] - sum(life["seconds"].values()))
     return found if lives else {}
 
 

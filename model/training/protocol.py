@@ -31,7 +31,8 @@ class Heartbeat:
     def __init__(self, folder: Path, began: float, writes: bool = True):
         """`began`: when the process did, as `time.time()`; of several processes only one `writes`."""
         self.path, self.writes = folder / HEARTBEAT, writes
-        self.began, self.first_step, self.loss = began, 0, 0.0
+        self.began, self.loss = began, 0.0
+        self.first_step: int | None = None  # where the life went on from; None until it knows
         self.seconds: dict[str, float] = {}
         self._phase, self._since = "start", began
         self._paces: deque[float] = deque(maxlen=128)

@@ -7,24 +7,25 @@ from model.training import goodput
 from model.training.protocol import Heartbeat, event
 
 
-def lived(folder: Path, began: float, first: int, last: int, **seconds: float) -> None:
+def lived(folder: Path, began: float, first: int | None, last: int, **seconds: float) -> None:
     event(folder, "spent", last, began=began, first_step=first, seconds=seconds)
 
 
 def test_the_parts_add_up_and_lost_steps_are_rework(tmp_path: Path) -> None:
     """A life of 60 s reaches step 100; ten seconds later the next begins at 75: a quarter of the work was lost."""
     lived(tmp_path, 1000.0, 0, 100, start=5, compile=5, train=40, data=4, save=2, evaluate=4)
+    lived(tmp_path, 1064.0, None, 0, start=4)  # one that died before it knew where it was
     lived(tmp_path, 1070.0, 75, 200, start=2, compile=1, train=50)
     spent = goodput.goodput(tmp_path)
     assert spent == pytest.approx(
         {
             "training": 30 + 50,
-            "start and compile": 13,
+            "start and compile": 17,
             "data wait": 3,
             "save stall": 2,
             "evaluation": 4,
             "lost to rework": 11,
-            "down": 10,
+            "down": 6,
         }
     )
     assert sum(spent.values()) == pytest.approx(1123 - 1000)
