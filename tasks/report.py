@@ -118,7 +118,7 @@ def _training(folder: Path, done: dict[str, Any]) -> str:
     caption = "Loss on training batches (thin) and on held-out rows (dots); grey lines mark restarts."
     plot = curve(metrics, restarts(folder / "pretrain"))
     spent = goodput(folder / "pretrain")
-    rows = [[part, seconds, shares(spent)[part]] for part, seconds in spent.items()]
+    rows = [[part, round(seconds, 1), round(shares(spent)[part], 1)] for part, seconds in spent.items()]
     where = f"<h2>Where pretraining's time went</h2>{table(['', 'seconds', '%'], rows)}" if rows else ""
     return f"<h2>Pretraining</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>{where}"
 
