@@ -79,6 +79,7 @@ def main() -> int:
             outcomes[name].append(outcome)
             print(f"{number + 1:3} {name:26} {outcome}", flush=True)
         finished = place.await_end()
+        states = place.states()
         same = finished and place.same_as_undisturbed()
     rows = []
     for name, tried in outcomes.items():
@@ -96,7 +97,8 @@ def main() -> int:
     )
     verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
     print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
-    return 0 if same and all(row[1] == row[2] for row in rows) else 1
+    print(f"its lives, in Prefect's words: {', '.join(states)}")
+    return 0 if same and states[-1] == "Completed" and all(row[1] == row[2] for row in rows) else 1
 
 
 class Place:
@@ -234,6 +236,18 @@ class Place:
             except OSError:
                 continue
         return found
+
+    def states(self) -> list[str]:
+        """The states of the run's lives in Prefect, once the last one has ended; the oldest first."""
+        command = [sys.executable, "-m", "prefect", "flow-run", "ls", "-o", "json", "--limit", "200"]
+
+        def found() -> list[str]:
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+            lives = [run for run in json.loads(done.stdout) if run["name"] == "chaos" and run["start_time"]]
+            return [run["state"]["name"] for run in sorted(lives, key=lambda run: run["start_time"])]
+
+        self.wait(lambda: found()[-1] != "Running", "the end of the flow run", 60)
+        return found()
 
     def await_end(self) -> bool:
         return self.wait(lambda: (self.run / "checkpoint/stage.json").is_file(), "the end of the run", 900)

@@ -18,7 +18,7 @@ from tasks.supervise import call
 USABLE = 0.92  # of a device's memory: the rest goes to the driver, the collectives, and holes between buffers
 TOKENS_PER_PARAMETER = 20  # where compute is spent best (Hoffmann et al. 2022, arXiv:2203.15556)
 GPT2_VOCABULARY = 50257
-DOUBLINGS = 6  # of the batch asked for, that are tried
+DOUBLINGS = 4  # of the batch asked for, that are tried, it among them
 
 
 def plan(
@@ -91,6 +91,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     verdict = "fits" if memory["fits"] else "does not fit"
     whose = "" if memory["backend"] == "gpu" else f" (the {memory['backend'].upper()} backend's analysis; no GPU here)"
     disk = sum(found["disk_bytes"].values())
+    more = ", and more" if memory["rows_that_fit"] == found["batch_rows"] << (DOUBLINGS - 1) else ""
     lines = [
         f"{found['preset']} on {found['count']} × {found['gpu']}",
         f"  parameters    {found['parameters']:,}",
@@ -98,7 +99,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"  memory        {memory['state_bytes'] / GIB:.1f} GiB of weights and optimizer + "
         f"{memory['temporary_bytes'] / GIB:.1f} GiB for a step of {found['batch_rows']} rows = {held / GIB:.1f} of "
         f"{memory['device_bytes'] / GIB:.1f} GiB on each device: {verdict}{whose}",
-        f"  rows at once  up to {memory['rows_that_fit']:,} rows in a step fit (more: gradient_accumulation_steps)",
+        f"  rows at once  {memory['rows_that_fit']:,} rows in a step fit{more} (see gradient_accumulation_steps)",
         f"  disk          {disk / 1e9:.1f} GB, of it {found['checkpoint_bytes'] / 1e9:.1f} GB for each checkpoint",
         f"  tokens        {found['tokens'] / 1e9:.3g} B, {found['tokens_per_parameter']:.2g} for each parameter",
         f"  time          {found['hours']:.1f} h at {100 * found['utilisation']:.0f} % of peak "
