@@ -212,6 +212,10 @@ class Place:
         commits = [p.parent for p in self.training.glob("checkpoints/*/COMMIT.json") if p.parent.name.isdigit()]
         return max(commits, key=lambda p: int(p.name))
 
+    def largest(self) -> Path:
+        """The largest file of the newest checkpoint: its arrays."""
+        return max((p for p in self.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the training process."""
         os.kill(self.beat()["pid"], number)
@@ -290,7 +294,7 @@ def kill_in_save(place: Place) -> None:
 
 
 def flip(place: Place) -> None:
-    path = max((p for p in place.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = place.largest()
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
@@ -298,7 +302,7 @@ def flip(place: Place) -> None:
 
 
 def cut(place: Place) -> None:
-    path = max((p for p in place.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = place.largest()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     place.kill()
 

@@ -7,7 +7,6 @@ import argparse
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -30,7 +29,7 @@ def main() -> None:
     rows = []
     for preset in arguments.presets.split(","):
         config = load(preset)
-        job = replace(pretraining_job(config), compute=config.pretrain.compute())
+        job = pretraining_job(config)
         state = first_state(job, optimizers.build(job.recipe))
         jax.block_until_ready(state)
         stalls, seconds, peaks, disk = measure(state, arguments.rounds)

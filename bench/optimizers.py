@@ -18,7 +18,6 @@ from alternate import show
 
 from flows.config import load
 from model.files import read_json
-from model.training.job import Job
 from model.training.protocol import METRICS, lines
 
 RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2e-3, 4e-3, 8e-3, 16e-3)}
@@ -56,16 +55,14 @@ def train(tokens: Path, figures: dict, optimizer: str, rate: float, steps: int, 
     config = load("tiny", {"pretrain.optimizer": optimizer, "pretrain.learning_rate": str(rate)})
     recipe = replace(config.pretrain.recipe(), steps=steps, seed=seed, evaluate_rows=512, evaluate_every_steps=steps)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
+        job = config.pretrain.job(
+            config.model.llama(figures["vocab_size"]),
             folder=folder,
             train=str(tokens / "train"),
             heldout=str(tokens / "heldout"),
-            sequence_length=config.model.max_position_embeddings,
             end_of_text=figures["end_of_text"],
-            model=config.model.llama(figures["vocab_size"]),
-            compute=config.pretrain.compute(),
-            recipe=recipe,
         )
+        job = replace(job, recipe=recipe)
         job.write(Path(folder) / "job.json")
         command = [sys.executable, "-m", "model.training", f"{folder}/job.json", str(steps)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)

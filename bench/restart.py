@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from pathlib import Path
 from alternate import Spread, show
 
 from flows.config import load
-from flows.plan import pretraining_job
 from model.files import read_json
 from model.training.job import Job
 from model.training.protocol import Heartbeat
@@ -36,18 +34,15 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load(arguments.preset, dict(text.split("=") for text in arguments.set))
     figures = read_json(arguments.tokens / "stage.json")["figures"]
-    planned = pretraining_job(config)
     with tempfile.TemporaryDirectory() as folder:
-        job = replace(
-            planned,
+        job = config.pretrain.job(
+            config.model.llama(figures["vocab_size"]),
             folder=f"{folder}/training",
             train=str(arguments.tokens / "train"),
             heldout=str(arguments.tokens / "heldout"),
             end_of_text=figures["end_of_text"],
-            model=replace(planned.model, vocab_size=figures["vocab_size"]),
-            recipe=replace(planned.recipe, save_every_steps=SAVE),
-            cache=f"{folder}/cache",
         )
+        job = replace(job, recipe=replace(job.recipe, save_every_steps=SAVE), cache=f"{folder}/cache")
         first_step(job)
         found = {"cold": [], "with the cache": []}
         for _ in range(arguments.rounds):
@@ -72,10 +67,7 @@ def first_step(job: Job) -> float:
     beat: dict = {}
     while beat.get("pid") != trainer.pid or beat["step"] < (beat["first_step"] or 0) + 2:  # the first is then behind it
         time.sleep(0.005)
-        try:
-            beat = Heartbeat.read(folder) or {}
-        except json.JSONDecodeError:
-            continue
+        beat = Heartbeat.read(folder) or {}
     seconds = time.perf_counter() - began
     newest = beat["first_step"]
     while not (folder / "checkpoints" / str((newest // SAVE + 1) * SAVE) / "COMMIT.json").exists():

@@ -9,7 +9,6 @@ from typing import Any
 
 from flows.config import RunConfig, load
 from model.accelerators import ACCELERATORS, GIB, flops_per_token
-from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.training.job import Job
@@ -47,7 +46,7 @@ def plan(
         "flops_convention": "PaLM: 6 N + 12 L heads head_dim T, N without the lookup table",
         "batch_rows": rows,
         "memory": {**needs, "device_bytes": device.memory},
-        "checkpoint_bytes": needs.pop("checkpoint"),
+        "checkpoint_bytes": needs["checkpoint"],
         "tokens": tokens,
         "tokens_per_parameter": tokens / job.model.parameters,
         "utilisation": utilisation,
@@ -126,20 +125,7 @@ def pretraining_job(config: RunConfig) -> Job:
         vocabulary = config.tokenize.vocab_size
     else:
         vocabulary = tokenizers.load(kind).get_vocab_size() if Path(kind).exists() else GPT2_VOCABULARY
-    shape: LlamaConfig = config.model.llama(vocabulary)
-    train = config.pretrain
-    return Job(
-        folder="",
-        train="",
-        heldout="",
-        sequence_length=shape.max_position_embeddings,
-        end_of_text=0,
-        model=shape,
-        compute=train.compute(),
-        recipe=train.recipe(),
-        fsdp=train.fsdp,
-        tensor=train.tensor,
-    )
+    return config.pretrain.job(config.model.llama(vocabulary), folder="", train="", heldout="", end_of_text=0)
 
 
 def _memory(job: Job, count: int, rows: int, usable: float) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from model.config import LlamaConfig
-from model.training.job import Job
 from tasks.run import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
@@ -71,17 +70,12 @@ def segment_ends(steps: int, segments: int) -> list[int]:
 @stage(version=1, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict[str, Any]:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment."""
-    job = Job(
+    job = settings.job(
+        model.llama(tokens.figures["vocab_size"]),
         folder=str(out),
         train=str(tokens / "train"),
         heldout=str(tokens / "heldout"),
-        sequence_length=model.max_position_embeddings,
         end_of_text=tokens.figures["end_of_text"],
-        model=model.llama(tokens.figures["vocab_size"]),
-        compute=settings.compute(),
-        recipe=settings.recipe(),
-        fsdp=settings.fsdp,
-        tensor=settings.tensor,
     )
     figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings.hang_seconds)
     return {"parameters": job.model.parameters, **figures}

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from model.config import LORA_TARGETS, LlamaConfig
 from model.data import instructions
 from model.files import read_json
-from model.training.job import Job, LoraRecipe
+from model.training.job import LoraRecipe
 from tasks.run import Built
 from tasks.stage import stage
 from tasks.supervise import call
@@ -62,17 +62,12 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
     )
-    job = Job(
+    job = settings.job(
+        LlamaConfig(**facts["config"]),
         folder=str(out),
         train=str(data / "train"),
         heldout=str(data / "heldout"),
-        sequence_length=facts["config"]["max_position_embeddings"],
         end_of_text=tokens.figures["end_of_text"],
-        model=LlamaConfig(**facts["config"]),
-        compute=settings.compute(),
-        recipe=settings.recipe(),
-        fsdp=settings.fsdp,
-        tensor=settings.tensor,
         init=str(base / "weights"),
         lora=LoraRecipe(rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets),
     )

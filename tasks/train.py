@@ -11,9 +11,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from model.config import Compute
+from model.config import Compute, LlamaConfig
 from model.errors import KodaError
-from model.training.job import Job, Recipe
+from model.training.job import Job, LoraRecipe, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
 from tasks.progress import progress, say
 from tasks.run import WITHOUT_PROGRESS
@@ -88,6 +88,33 @@ class TrainSection(Section):
     def recipe(self) -> Recipe:
         known = {"z_loss": 0.0, "isolate_documents": False, **self.model_dump()}
         return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
+
+    def job(
+        self,
+        model: LlamaConfig,
+        *,
+        folder: str,
+        train: str,
+        heldout: str,
+        end_of_text: int,
+        init: str | None = None,
+        lora: LoraRecipe | None = None,
+    ) -> Job:
+        """A training of this shape by these settings, in rows of the model's whole context."""
+        return Job(
+            folder=folder,
+            train=train,
+            heldout=heldout,
+            sequence_length=model.max_position_embeddings,
+            end_of_text=end_of_text,
+            model=model,
+            compute=self.compute(),
+            recipe=self.recipe(),
+            init=init,
+            lora=lora,
+            fsdp=self.fsdp,
+            tensor=self.tensor,
+        )
 
 
 def run_training(label: str, job: Job, ends: list[int], hang_seconds: float) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Checkpoints:
         except arrays.Broken as broken:
             if not (self.folder / str(step)).exists():  # numbers that are not finite: nothing was written
                 raise
-            self._set_aside(step, str(broken))
+            self._set_aside(step)
             self._failed(step, str(broken))
             return
         except Exception as error:
@@ -145,11 +145,11 @@ class Checkpoints:
                     )
                 return step, arrays.read(folder)
             except arrays.Broken as broken:
-                aside = self._set_aside(step, str(broken))
+                aside = self._set_aside(step)
                 self.note("broken checkpoint", step, cause=str(broken), set_aside=aside)
         return None
 
-    def _set_aside(self, step: int, cause: str) -> str:
+    def _set_aside(self, step: int) -> str:
         aside = self.folder / f"{step}.broken"
         while aside.exists():
             aside = aside.with_name(aside.name + "-again")
