@@ -33,6 +33,13 @@ def finished(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         beside.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `finished` was writing below `folder` when its process was killed; nobody else may write there."""
+    for path in folder.rglob(".*"):
+        if path.suffix[1:].isdecimal() and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON a person can read; whole or not at all."""
     with finished(path) as file:

@@ -29,6 +29,13 @@ class Watch:
         self.first: float | None = None
         self.bar: Progress | None = None
 
+    def of(self, done: float, total: float, note: str = "") -> None:
+        """The same where the total is known only once the work has begun."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], total=total or None)
+        self(done, note)
+
     def __call__(self, done: float, note: str = "") -> None:
         """`done` of `total` is behind us; `note` says something about it."""
         now = time.monotonic()

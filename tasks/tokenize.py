@@ -1,46 +1,150 @@
 """Stage 1: text → tokenizer and token shards, with a held-out part."""
 
+import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from model.data import prepare, sources, tokenizer
+from model.data import blocks, sources, tokenizer
+from model.data.blocks import Report, Work
+from model.data.prepare import Reports, in_order, on_this_machine, prepare
+from model.data.recipe import Recipe
+from model.errors import KodaError
 from model.files import read_json
 from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
-from tasks.stage import stage
+from tasks.stage import stage, worth_retrying
 
 SHOWN = 3  # decisions about documents that are told; all of them are in notes.json
+TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 
 
 class Tokenize(Section):
-    source: str = "docs"
-    """Where the text comes from: a file, a folder of text, or `docs`, the documentation installed on this machine
-    (`docs:stdlib,numpy` for some of it)."""
+    source: str | dict[str, PositiveFloat] = "docs"
+    """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet;
+    hub:USER/NAME or hub:USER/NAME/CONFIG, streamed from the Hugging Face Hub; or `docs`, the documentation installed
+    on this machine (`docs:stdlib,numpy` for some of it). Several, each with how often it is read:
+    {docs = 1, notes = 2.5}; where that is not whole, a document's hash decides."""
+    text_column: str = "text"
+    """The column of JSONL, Parquet and Hub rows that holds the text."""
+    split: str = "train"
+    """The split of a Hub data set."""
+    revision: str = ""
+    """The commit, tag or branch of a Hub data set; empty: the newest when the stage first runs, which is recorded."""
+    limit: NonNegativeInt = 0
+    """Documents that are kept of each source at most; 0: all."""
+    bad_input: Literal["refuse", "skip"] = "refuse"
+    """What cannot be read as text (a line that is no JSON, a file cut short, a row without the column, …) ends the
+    stage, or is left out, counted and named."""
+    shortest: NonNegativeInt = 0
+    """Documents of fewer characters are left out."""
+    longest: NonNegativeInt = 0
+    """Documents of more characters are left out; 0: none."""
+    quality: bool = False
+    """Leave out documents that repeat their lines, are mostly symbols, or have lost letters: rules for any language."""
+    deduplicate: bool = True
+    """Leave out a document whose text was there before, to the letter."""
+    contamination: str = ""
+    """A folder of evaluation items (.jsonl): documents that share 13 words in a row with one are counted and named."""
+    drop_contaminated: bool = False
+    """Leave those documents out."""
     tokenizer: str = "train"
-    """`train` learns a byte-level BPE here; else a tokenizer.json, or a folder with vocab.json and merges.txt."""
+    """`train` learns a byte-level BPE here; `gpt2` is GPT-2's, from the Hub; else a tokenizer.json, or a folder with
+    vocab.json and merges.txt."""
     vocab_size: Annotated[int, Field(ge=257, le=1 << 20)] = 4096
     """Entries of a vocabulary that is learned here: 256 bytes, the end-of-text token, and what is merged from them."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
     """Share of the documents that is never trained on, chosen by the hash of each document's own text."""
     shard_tokens: PositiveInt = 1 << 24
     """Tokens in one shard file."""
-    workers: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
-    """Processes that read `docs`."""
+    workers: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 0
+    """Processes that read and encode; 0: one for each core."""
+    dask: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
+    """Address of a Dask scheduler (tcp://host:8786) whose workers do it instead, where they see the same folders;
+    needs the extra `dask`."""
+
+    @field_validator("source")
+    @classmethod
+    def something(cls, source: str | dict[str, float]) -> str | dict[str, float]:
+        if not source:
+            raise ValueError("tokenize.source names nothing to read; `docs` needs no network.")
+        return source
+
+    def weights(self) -> dict[str, float]:
+        """Each source, and how often it is read."""
+        return {self.source: 1.0} if isinstance(self.source, str) else self.source
+
+    def recipe(self) -> Recipe:
+        settings = self.model_dump(exclude={"workers", "dask"})
+        return Recipe(**{**settings, "source": self.weights()})
 
     def fingerprint(self) -> str:
-        return sources.fingerprint(self.source) + tokenizer.fingerprint(self.tokenizer)
+        read = [*self.weights(), *filter(None, [self.contamination])]
+        return "\n".join([*map(sources.fingerprint, read), tokenizer.fingerprint(self.tokenizer)])
 
 
-@stage(version=1)
+@stage(version=2, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> dict[str, Any]:
     """Text → tokenizer.json, train/ and heldout/."""
-    with progress("tokenize", 0) as watch:
-        figures = prepare.prepare(out, **settings.model_dump(), watch=watch)
+    figures = (_on_dask(settings.dask) if settings.dask else _here)(out, settings)
+    dropped = [f"{count:,} {why}" for why, count in figures["dropped"].items()]
+    near = [f"{count:,} near an item of {name}" for name, count in figures["near_evaluation_items"].items()]
+    if told := ", ".join([*dropped, *near]):
+        say(f"tokenize   of {figures['read']:,} read: {told}")
+    if figures["encoder_why"]:
+        say(f"tokenize   encoded by {figures['encoder']}, not tiktoken: {figures['encoder_why']}")
     notes: list[str] = read_json(out / "notes.json")
     for note in notes[:SHOWN]:
         say(f"tokenize   {note}")
     if len(notes) > SHOWN:
         say(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
     return figures
+
+
+@task(
+    name="tokenize",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_retrying,
+)
+def _here(out: Path, settings: Tokenize) -> dict[str, Any]:
+    """On this machine; a worker that dies fails the task, which goes on at the blocks that stand."""
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    with progress("tokenize", 0) as watch:
+        return prepare(out, settings.recipe(), on_this_machine(workers), watch.of, readers=workers)
+
+
+def _on_dask(address: str) -> Any:
+    """The same through Prefect's task runner for Dask: a flow whose tasks its workers run."""
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError:
+        raise KodaError("tokenize.dask needs the extra `dask`: pip install 'koda[dask]'.") from None
+
+    def spread(works: Iterator[Work]) -> Reports:
+        groups = iter(lambda: list(itertools.islice(works, TOGETHER)), [])
+        for reports in in_order(groups, parts.submit, ahead=64):
+            yield from reports
+
+    runner: Any = DaskTaskRunner(address=address)
+
+    @flow(name="tokenize", task_runner=runner, persist_result=False, validate_parameters=False)
+    def spread_out(out: Path, settings: Tokenize) -> dict[str, Any]:
+        with progress("tokenize", 0) as watch:
+            return prepare(out.absolute(), settings.recipe(), spread, watch.of)
+
+    return spread_out
+
+
+@task(name="tokenize parts", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_condition_fn=worth_retrying)
+def parts(works: list[Work]) -> list[Report]:
+    """Some parts, wherever the engine has room."""
+    return [blocks.fill(work) for work in works]

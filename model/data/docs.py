@@ -9,8 +9,9 @@ import importlib.metadata
 import platform
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from model.data.document import Document
 from model.errors import KodaError
+from model.training.protocol import die_with_parent
 
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "__pycache__", "site-packages"}
 SHORTEST = 200  # characters; a module with less to say is not a document
@@ -114,8 +116,12 @@ def documents(source: str, workers: int) -> Iterator[Document]:
         yield from topics()
     seen: set[str] = set()
     named = modules(names)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        found = pool.map(entries, *zip(*named, strict=True), chunksize=64)
+    with ExitStack() as stack:
+        found: Iterable[list[Entry]] = (entries(*module) for module in named)
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with_parent)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            found = pool.map(entries, *zip(*named, strict=True), chunksize=64)
         for (name, _), module in zip(named, found, strict=True):
             text = "\n\n".join(filter(None, (_fresh(entry, seen) for entry in module)))
             if len(text) >= SHORTEST:

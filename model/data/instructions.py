@@ -10,7 +10,7 @@ from typing import Any
 
 from model.data import chat, docs
 from model.data import tokenizer as tokenizers
-from model.data.prepare import is_heldout
+from model.data.blocks import is_heldout
 from model.data.shards import STARTS, TRAINED, ShardWriter
 from model.errors import KodaError
 from model.files import write_json

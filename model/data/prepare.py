@@ -1,126 +1,195 @@
-"""From a source of text to a folder of token shards: tokenizer, training part, held-out part."""
+"""From sources of text to a folder of token shards: tokenizer, training part, held-out part.
 
-import hashlib
+The sources are cut into parts; workers turn each into blocks (blocks.py), in any order and on any machine that sees the
+same folders; the blocks are joined in the order of the parts (assembly.py). All of it lies in the folder being filled,
+so that a killed run goes on where it was.
+"""
+
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from model.data import sources
+from model.data import blocks, sources
 from model.data import tokenizer as tokenizers
+from model.data.assembly import Assembly
+from model.data.blocks import Report, Work
 from model.data.document import Document
-from model.data.shards import ShardWriter
+from model.data.encoder import Encoder, EncodersDiffer
+from model.data.recipe import Recipe
+from model.data.shards import JOURNAL
+from model.data.sources import Part
 from model.errors import KodaError
-from model.files import finished, write_json
+from model.files import finished, read_json, sha256, sweep, write_json
+from model.training.protocol import die_with_parent
 
+BUILDING = ".blocks"
 LEARN_FROM = 20_000_000  # characters that a vocabulary is learned from: the first ones of the training part
-TOGETHER = 256  # documents encoded in one call, which the tokenizer spreads over the cores
+
+Watch = Callable[[float, float, str], None]  # done, of how much, and a word on it
+Reports = Generator[Report, None, None]
+Spread = Callable[[Iterator[Work]], Reports]  # gives work to workers; their reports come in the order of the work
 
 
-def prepare(
-    out: Path,
-    *,
-    source: str,
-    tokenizer: str,
-    vocab_size: int,
-    heldout_fraction: float,
-    shard_tokens: int,
-    workers: int,
-    watch: Callable[[int, str], None],
-) -> dict[str, Any]:
+def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: int = 1) -> dict[str, Any]:
     """Fill `out` with tokenizer.json, train/, heldout/ and notes.json; returns the figures.
 
-    A document is held out by its own hash, so that it stays on its side however the corpus grows. `watch` is called
-    with the documents read so far. Raises KodaError for a source or tokenizer that cannot be used.
+    A document is held out by its own hash, so that it stays on its side however the corpus grows. Raises KodaError for
+    a source, a tokenizer, or a piece of input that cannot be used.
     """
-    notes: list[str] = []
-    read = sources.documents(source, workers, notes.append)
-    if tokenizer == "train":
-        first = list(_until(read, LEARN_FROM))
-        learner = tokenizers.train((d.text for d in first if not is_heldout(d.text, heldout_fraction)), vocab_size)
-        read = itertools.chain(first, read)
-    else:
-        learner = tokenizers.load(tokenizer)
-    size = learner.get_vocab_size()
-    out.mkdir(parents=True, exist_ok=True)
-    learner.save(str(out / "tokenizer.json"))
-
-    train = ShardWriter(out / "train", size, shard_tokens)
-    held: list[Document] = []
-    documents = characters = text_bytes = longest = 0
-    for group in _groups(read, TOGETHER):
-        for document in group:
-            documents += 1
-            characters += len(document.text)
-            longest = max(longest, len(document.text))
-        held += [d for d in group if is_heldout(d.text, heldout_fraction)]
-        learned = [d for d in group if not is_heldout(d.text, heldout_fraction)]
-        text_bytes += sum(len(d.text.encode()) for d in learned)
-        _write(train, learner, learned)
-        watch(documents, f"{documents:,} documents, {characters / 1e6:.1f} M characters")
-    if not documents:
-        raise KodaError(f"tokenize.source = {source!r} is empty: not one document with text in it.")
-    if not held or (not train.shards and not train._held):
-        raise KodaError(
-            f"tokenize.source = {source!r} gives {documents} document(s), {len(held)} of them held out: both parts "
-            "need some. Give it more documents, or another tokenize.heldout_fraction."
-        )
-    facts = {"tokenizer": _digest(out / "tokenizer.json")}
-    learned_manifest = train.close(bytes=text_bytes, **facts)
-    heldout = ShardWriter(out / "heldout", size, shard_tokens)
-    _write(heldout, learner, held)
-    held_bytes = sum(len(d.text.encode()) for d in held)
-    heldout_manifest = heldout.close(bytes=held_bytes, **facts)
-    with finished(out / "heldout" / "documents.jsonl") as file:
-        file.writelines(json.dumps(d._asdict(), ensure_ascii=False) + "\n" for d in held)
-    write_json(out / "notes.json", notes)
-    return {
-        "documents": documents,
-        "heldout_documents": len(held),
-        "train_tokens": learned_manifest["tokens"],
-        "heldout_tokens": heldout_manifest["tokens"],
-        "heldout_bytes": held_bytes,
-        "bytes_per_token": round(text_bytes / max(1, learned_manifest["tokens"] - documents + len(held)), 3),
-        "vocab_size": size,
-        "end_of_text": tokenizers.end_of_text(learner),
-        "longest_document": longest,
-        "notes": len(notes),
-    }
-
-
-def is_heldout(text: str, fraction: float) -> bool:
-    """Does this text belong to the held-out part? Its own bytes decide, and nothing else."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    folder = out / BUILDING
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(out)
+    plan = _plan(folder, recipe)
+    parts = [Part(**{**part, "paths": tuple(part["paths"])}) for part in plan["parts"]]
+    if not (out / "tokenizer.json").is_file():
+        _learner(recipe, parts, readers).save(str(out / "tokenizer.json"))
+    learner = tokenizers.load(str(out / "tokenizer.json"))
+    try:
+        plan["encoder"] = plan["encoder"] or Encoder(learner).name
+        figures = _fill(out, parts, plan, recipe, spread, watch, readers)
+    except EncodersDiffer as error:
+        # What tiktoken encoded so far is not to be trusted either; that it was given up is remembered.
+        for part in ("train", "heldout"):
+            shutil.rmtree(out / part, ignore_errors=True)
+        plan |= {"encoder": "tokenizers", "why": str(error)}
+        write_json(folder / "plan.json", plan)
+        figures = _fill(out, parts, plan, recipe, spread, watch, readers)
+    shutil.rmtree(folder)
+    (out / "train" / JOURNAL).unlink()
+    return figures
 
 
 def heldout_documents(folder: Path) -> list[Document]:
     """The held-out documents that `prepare` put aside."""
-    lines = (folder / "heldout" / "documents.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Document(**json.loads(line)) for line in lines]
+    with (folder / "heldout" / "documents.jsonl").open("rb") as file:  # bytes: a text may hold other line separators
+        return [Document(**json.loads(line)) for line in file]
 
 
-def _write(writer: ShardWriter, tokenizer: Tokenizer, documents: list[Document]) -> None:
-    end = tokenizers.end_of_text(tokenizer)
-    for ids in tokenizers.encode_plain(tokenizer, (d.text for d in documents)):
-        writer.add([*ids, end])
+def on_this_machine(workers: int) -> Spread:
+    """Workers that are processes of this machine."""
+
+    def spread(works: Iterator[Work]) -> Reports:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with_parent) as pool:
+            try:
+                yield from in_order(works, lambda work: pool.submit(blocks.fill, work), ahead=4 * workers)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    return spread
 
 
-def _until(documents: Iterator[Document], characters: int) -> Iterator[Document]:
-    for document in documents:
-        yield document
-        characters -= len(document.text)
-        if characters <= 0:
-            return
+def in_order(works: Iterator[Any], submit: Callable[[Any], Any], ahead: int) -> Iterator[Any]:
+    """Submit work, at most so much `ahead` of what is taken, and yield the results in the order of the work."""
+    going = [submit(work) for work in itertools.islice(works, ahead)]
+    while going:
+        yield going.pop(0).result()
+        going += [submit(work) for work in itertools.islice(works, 1)]
 
 
-def _groups(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    while group := list(itertools.islice(documents, size)):
-        yield group
+def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What is to be read, decided once: a life that goes on reads the same parts, and the same commit of a data set."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        commits = {
+            source: sources.hub.commit(source, recipe.revision) for source in recipe.source if sources.is_hub(source)
+        }
+        parts = [
+            part._asdict()
+            for source in recipe.source
+            for part in sources.parts(source, recipe, commits.get(source, ""))
+        ]
+        write_json(path, {"parts": parts, "commits": commits, "encoder": "", "why": ""})
+    return read_json(path)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _learner(recipe: Recipe, parts: list[Part], readers: int) -> Any:
+    if recipe.tokenizer != "train":
+        return tokenizers.load(recipe.tokenizer)
+
+    def texts() -> Iterator[str]:
+        characters = 0
+        for part in parts:
+            for document in blocks.kept(part, recipe, Report(), readers):
+                if not blocks.is_heldout(document.text, recipe.heldout_fraction):
+                    yield document.text
+                    characters += len(document.text)
+                if characters >= LEARN_FROM:
+                    return
+
+    return tokenizers.train(texts(), recipe.vocab_size)
+
+
+def _fill(
+    out: Path, parts: list[Part], plan: dict[str, Any], recipe: Recipe, spread: Spread, watch: Watch, readers: int
+) -> dict[str, Any]:
+    folder = out / BUILDING / plan["encoder"]
+    learner = tokenizers.load(str(out / "tokenizer.json"))
+    size = learner.get_vocab_size()
+    reports = [blocks.report(folder, number) for number in range(len(parts))]
+    given: set[int] = set()  # to workers
+
+    def works() -> Iterator[Work]:
+        for number, part in enumerate(parts):
+            if reports[number] is None and not assembly.full(part.source):
+                given.add(number)
+                fast = plan["encoder"] == "tiktoken"
+                yield Work(str(folder), str(out / "tokenizer.json"), number, part, recipe, fast, readers)
+
+    total, done = float(sum(part.size for part in parts)), 0
+    with finished(out / "heldout" / "documents.jsonl", "wb") as documents, closing(spread(works())) as results:
+        assembly = Assembly(out, folder, size, recipe, documents)
+        for number, part in enumerate(parts):
+            done += part.size
+            if assembly.full(part.source) and number not in given:
+                continue
+            assembly.add(number, part.source, reports[number] or next(results))
+            tokens = assembly.train.given
+            watch(done, total, f"{assembly.learned + assembly.held:,} documents, {tokens / 1e6:.1f} M tokens")
+        figures = _figures(assembly, recipe, plan)
+        facts = {"tokenizer": sha256(out / "tokenizer.json"), "commits": plan["commits"]}
+        train, heldout = assembly.close(**facts)
+    write_json(out / "notes.json", assembly.notes)
+    text_tokens = train["tokens"] - assembly.ends
+    return {
+        **figures,
+        "train_tokens": train["tokens"],
+        "heldout_tokens": heldout["tokens"],
+        "bytes_per_token": round(assembly.train_bytes / max(1, text_tokens), 3),
+        "vocab_size": size,
+        "end_of_text": tokenizers.end_of_text(learner),
+    }
+
+
+def _figures(assembly: Assembly, recipe: Recipe, plan: dict[str, Any]) -> dict[str, Any]:
+    """What the corpus was found to be. Raises KodaError for one that is too small for its two parts."""
+    dropped = {why: count for why, count in sorted(assembly.dropped.items()) if count}
+    named = ", ".join(recipe.source)
+    if not assembly.learned + assembly.held:
+        left_out = ", ".join(f"{count} {why}" for why, count in dropped.items()) or "nothing was left out"
+        raise KodaError(f"tokenize.source = {named} is empty: not one document with text in it ({left_out}).")
+    if not assembly.held or not assembly.learned:
+        raise KodaError(
+            f"tokenize.source = {named} gives {assembly.learned + assembly.held} document(s), {assembly.held} of them "
+            "held out: both parts need some. Give it more documents, or another tokenize.heldout_fraction."
+        )
+    return {
+        "documents": assembly.learned + assembly.held,
+        "heldout_documents": assembly.held,
+        "heldout_bytes": assembly.heldout_bytes,
+        "train_bytes": assembly.train_bytes,
+        "read": assembly.read,
+        "dropped": dropped,
+        "near_evaluation_items": dict(assembly.near),
+        "longest_document": assembly.longest,
+        "longest_document_name": assembly.longest_name,
+        "encoder": plan["encoder"],
+        "encoder_why": plan["why"],
+        "commits": plan["commits"],
+        "notes": len(assembly.notes),
+    }

@@ -1,7 +1,8 @@
 """Token shards: flat arrays of token ids in `.npy` files, and a manifest that vouches for them.
 
-A folder holds `00000.npy`, `00001.npy`, … (uint16 or uint32, whichever holds the vocabulary), for conversations also
-`00000.marks.npy` (uint8, one for each token: bit 0, the token is trained on; bit 1, a conversation starts here), and
+A folder holds `00000.npy`, `00001.npy`, … (uint16 or uint32, whichever holds the vocabulary); beside each, for
+documents, `00000.starts.npy` (uint32: where in the shard a document begins), and for conversations
+`00000.marks.npy` (uint8, one for each token: bit 0, the token is trained on; bit 1, a conversation starts here); and
 `manifest.json`. Reading is memory-mapped: what is resident does not grow with the corpus.
 """
 
@@ -15,39 +16,76 @@ import numpy as np
 
 from model.errors import KodaError
 from model.files import finished, read_json, sha256, write_json
+from model.training.protocol import append, lines
 
 TRAINED, STARTS = 1, 2
 MANIFEST = "manifest.json"
+JOURNAL = "shards.jsonl"  # the shards that are whole, until the manifest says so
+
+
+def token_type(vocab_size: int) -> type[np.unsignedinteger]:
+    """The smaller of the two number types that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 class ShardWriter:
-    """Cuts a stream of tokens into shards of `shard_tokens`; a shard has its name only once it is whole."""
+    """Cuts a stream of tokens into shards of `shard_tokens`; a shard has its name only once it is whole.
 
-    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, marked: bool = False):
+    `resumes`: the shards that an earlier life finished stay. The stream is then given from its beginning, and
+    what stands already is passed over; of that only the lengths are needed (`written`, `skip`). The journal of what
+    stands is left for whoever knows that no further life will come.
+    """
+
+    def __init__(
+        self, folder: Path, vocab_size: int, shard_tokens: int, *, marked: bool = False, resumes: bool = False
+    ):
         self.folder, self.shard_tokens = folder, shard_tokens
-        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+        self.dtype = token_type(vocab_size)
         self.vocab_size = vocab_size
-        self.marked = marked
-        self.shards: list[dict[str, Any]] = []
-        self._tokens: list[np.ndarray] = []
-        self._marks: list[np.ndarray] = []
-        self._held = 0
+        self.marked, self.resumes = marked, resumes
         folder.mkdir(parents=True, exist_ok=True)
+        if not resumes:
+            (folder / JOURNAL).unlink(missing_ok=True)
+        self.shards: list[dict[str, Any]] = []
+        for shard in lines(folder / JOURNAL):
+            if shard["file"] != f"{len(self.shards):05d}.npy":  # a line was lost on a full disk
+                break
+            self.shards.append(shard)
+        self.given = 0  # tokens of the stream so far
+        self._pieces: dict[str, list[np.ndarray]] = {"tokens": [], "marks": []}
+        self._starts: list[np.ndarray] = []  # where documents begin in the stream
+
+    @property
+    def written(self) -> int:
+        """Tokens of the stream that are in whole shards."""
+        return sum(shard["tokens"] for shard in self.shards)
+
+    def skip(self, count: int) -> None:
+        """The next `count` tokens of the stream are in whole shards."""
+        assert self.given + count <= self.written
+        self.given += count
 
     def add(self, tokens: Sequence[int], marks: Sequence[int] | None = None) -> None:
-        self._tokens.append(np.asarray(tokens, self.dtype))
+        """One document, or one row of conversations with its marks."""
+        self.extend(np.asarray(tokens, self.dtype), np.array([len(tokens)]), marks)
+
+    def extend(self, tokens: np.ndarray, lengths: np.ndarray, marks: Sequence[int] | None = None) -> None:
+        """Documents of so many tokens each, one after the other."""
+        begun = max(0, self.written - self.given)  # of these, so many stand
+        self._pieces["tokens"].append(tokens[begun:].astype(self.dtype, copy=False))
         if self.marked:
-            self._marks.append(np.asarray(marks, np.uint8))
-        self._held += len(tokens)
-        while self._held >= self.shard_tokens:
+            self._pieces["marks"].append(np.asarray(marks, np.uint8)[begun:])
+        self._starts.append(self.given + np.cumsum(lengths) - lengths)
+        self.given += len(tokens)
+        while self.given - self.written >= self.shard_tokens:
             self._write(self.shard_tokens)
 
     def close(self, **facts: Any) -> dict[str, Any]:
         """Write what is left and the manifest; `facts` go into it."""
-        if self._held:
-            self._write(self._held)
+        if left := self.given - self.written:
+            self._write(left)
         manifest = {
-            "tokens": sum(shard["tokens"] for shard in self.shards),
+            "tokens": self.written,
             "vocab_size": self.vocab_size,
             "dtype": np.dtype(self.dtype).name,
             "marked": self.marked,
@@ -55,28 +93,32 @@ class ShardWriter:
             "shards": self.shards,
         }
         write_json(self.folder / MANIFEST, manifest)
+        if not self.resumes:
+            (self.folder / JOURNAL).unlink(missing_ok=True)
         return manifest
 
     def _write(self, count: int) -> None:
-        name = f"{len(self.shards):05d}"
-        tokens, self._tokens = _take(self._tokens, count)
-        _save(self.folder / f"{name}.npy", tokens)
+        name, first = f"{len(self.shards):05d}", self.written
+        arrays = {f"{name}.npy": self._take("tokens", count)}
         if self.marked:
-            marks, self._marks = _take(self._marks, count)
-            _save(self.folder / f"{name}.marks.npy", marks)
-        hashes = {f"{part.name}": sha256(part) for part in sorted(self.folder.glob(f"{name}.*npy"))}
-        self.shards.append({"file": f"{name}.npy", "tokens": count, "sha256": hashes})
-        self._held -= count
+            arrays[f"{name}.marks.npy"] = self._take("marks", count)
+        else:
+            starts = np.concatenate(self._starts)
+            arrays[f"{name}.starts.npy"] = (starts[(starts >= first) & (starts < first + count)] - first).astype("u4")
+            self._starts = [starts[starts >= first + count]]
+        for file, array in arrays.items():
+            with finished(self.folder / file, "wb") as opened:
+                np.save(opened, array, allow_pickle=False)
+        hashes = {file: sha256(self.folder / file) for file in sorted(arrays)}
+        sizes = {file: (self.folder / file).stat().st_size for file in sorted(arrays)}
+        shard = {"file": f"{name}.npy", "tokens": count, "size": sizes, "sha256": hashes}
+        append(self.folder / JOURNAL, shard)
+        self.shards.append(shard)
 
-
-def _take(pieces: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    joined = np.concatenate(pieces)
-    return joined[:count], [joined[count:]]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with finished(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+    def _take(self, what: str, count: int) -> np.ndarray:
+        joined = np.concatenate(self._pieces[what])
+        self._pieces[what] = [joined[count:]]
+        return joined[:count]
 
 
 class Shards:

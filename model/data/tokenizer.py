@@ -1,4 +1,4 @@
-"""Byte-level BPE in GPT-2's form (Radford et al. 2019): trained here, or loaded from where it lies."""
+"""Byte-level BPE in GPT-2's form (Radford et al. 2019): trained here, loaded from where it lies, or GPT-2's own."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,11 @@ from model.errors import KodaError
 from model.files import sha256
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2 = "openai-community/gpt2"
+GPT2_FILES = {  # and the sha256 of what OpenAI published
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "merges.txt": "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e",
+}
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -27,10 +32,35 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 def fingerprint(source: str) -> str:
     """The hash of the files that `load` would read; raises KodaError where there are none. Empty for `train`."""
-    return "" if source == "train" else " ".join(sha256(path) for path in _files(source))
+    if source == "train":
+        return ""
+    return " ".join(GPT2_FILES.values() if source == "gpt2" else map(sha256, _files(source)))
+
+
+def _gpt2_files() -> tuple[Path, ...]:
+    """GPT-2's own vocabulary from the Hub, or from where an earlier download left it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    paths = []
+    for name, expected in GPT2_FILES.items():
+        try:
+            path = Path(hf_hub_download(GPT2, name, etag_timeout=10))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise KodaError(
+                f"tokenize.tokenizer = 'gpt2': {name} of {GPT2} cannot be fetched ({type(error).__name__}). Where "
+                f"there is a network: `hf download {GPT2} {' '.join(GPT2_FILES)} --local-dir FOLDER`; then here: "
+                "tokenize.tokenizer=FOLDER."
+            ) from None
+        if sha256(path) != expected:
+            raise KodaError(f"{path} is not the {name} that GPT-2 was published with. Remove it, and fetch it again.")
+        paths.append(path)
+    return tuple(paths)
 
 
 def _files(source: str) -> tuple[Path, ...]:
+    if source == "gpt2":
+        return _gpt2_files()
     path = Path(source)
     pair = path / "vocab.json", path / "merges.txt"
     if all(file.is_file() for file in pair):
@@ -38,14 +68,14 @@ def _files(source: str) -> tuple[Path, ...]:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise KodaError(
-            f"tokenize.tokenizer = {source!r}: nothing to load there. It takes `train`, a tokenizer.json, or a "
+            f"tokenize.tokenizer = {source!r}: nothing to load there. It takes `train`, `gpt2`, a tokenizer.json, or a "
             "folder with vocab.json and merges.txt."
         )
     return (file,)
 
 
 def load(source: str) -> Tokenizer:
-    """A `tokenizer.json`, a folder with one, or a folder with GPT-2's `vocab.json` and `merges.txt`.
+    """`gpt2`, a `tokenizer.json`, a folder with one, or a folder with GPT-2's `vocab.json` and `merges.txt`.
 
     Raises KodaError where there is none of these, or where it is not byte-level BPE with an end-of-text token.
     """

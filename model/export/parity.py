@@ -5,27 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from model.data.encoder import HARD
 from model.data.shards import Shards
 from model.errors import KodaError
 from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
 
 TEXTS = 4  # pieces of held-out text
-# Strings on which tokenizers are known to part ways.
-HARD = (
-    "Hello world",
-    "  two  spaces   and\ttabs\n\n\nlines ",
-    "don't you'LL we're I'd",
-    "naïve café Ångström ﬁne e\u0301",
-    "日本語のテキスト、中文和한국어",
-    "שלום עולם مرحبا بالعالم",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 🙂",
-    "x" * 300,
-    " " * 100,
-    "1234567890 3.14159 0x1F 1e-9",
-    "def f(x):\n    return {'a': [1, 2], \"b\": x ** 2}  # done",
-    "<|endoftext|> spelled out, </s> too",
-    "\u00a0\u200b\u2028\ufeff",
-)
 
 
 def opened(kind: str, path: Path, context: int) -> Runtime:

@@ -1,41 +1,171 @@
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 
-from model.data import docs, sources
-from model.data.prepare import heldout_documents, is_heldout, prepare
-from model.data.shards import Shards
+from model.data import docs, hub, sources
+from model.data.document import Document, Flaw
+from model.data.recipe import Recipe
 from model.errors import KodaError
 
-
-def read(source: Path) -> tuple[dict[str, str], list[str]]:
-    notes: list[str] = []
-    found = {Path(d.name).name: d.text for d in sources.documents(str(source), 1, notes.append)}
-    return found, notes
+Make = Callable[..., Recipe]
 
 
-def test_latin_1_is_read_and_named(tmp_path: Path) -> None:
+def found(source: Path, recipe: Recipe, notes: list[str] | None = None) -> Iterator[Document | Flaw]:
+    """Everything in the parts of a source, in their order."""
+    for part in sources.parts(str(source), recipe, ""):
+        yield from sources.documents(part, recipe, [].append if notes is None else notes.append)
+
+
+def texts(source: Path, recipe: Recipe) -> list[str]:
+    return [document.text for document in found(source, recipe) if isinstance(document, Document)]
+
+
+def flaws(source: Path, recipe: Recipe) -> list[tuple[str, str]]:
+    """Each flaw's reason, and where it is (without the folder)."""
+    return [
+        (flaw.reason, flaw.name.replace(f"{source}{os.sep}", "").replace(str(source), ""))
+        for flaw in found(source, recipe)
+        if isinstance(flaw, Flaw)
+    ]
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    return [{"text": f"Row {number} says “this” and that.\nTwice.", "more": number} for number in range(count)]
+
+
+def as_jsonl(of: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in of).encode()
+
+
+def test_every_kind_of_file_gives_its_documents_in_order(tmp_path: Path, recipe: Make) -> None:
+    raw, expected = as_jsonl(rows(50)), [row["text"] for row in rows(50)]
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(raw))
+    frames = zstandard.compress(raw[:1000]) + zstandard.compress(raw[1000:])  # as tools that append write it
+    (tmp_path / "c.jsonl.zst").write_bytes(frames)
+    table = pyarrow.Table.from_pylist(rows(50))
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet", row_group_size=7)
+    (tmp_path / "e.md").write_text("Alone.")
+    assert texts(tmp_path, recipe(tmp_path)) == [*expected * 4, "Alone."]
+
+
+def test_a_file_cut_into_parts_gives_each_line_once(
+    tmp_path: Path, recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(rows(40)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(40)), tmp_path / "b.parquet", row_group_size=3)
+    whole = texts(tmp_path, recipe(tmp_path))
+    for size in (1, 63, 64, 65, 1000):  # the first lines have 64 bytes: a part that ends with a line, and around it
+        monkeypatch.setattr(sources, "PART", size)
+        assert len(sources.parts(str(tmp_path), recipe(tmp_path), "")) > 2
+        assert texts(tmp_path, recipe(tmp_path)) == whole
+
+
+def test_latin_1_is_read_and_named(tmp_path: Path, recipe: Make) -> None:
     (tmp_path / "a.txt").write_bytes("Žluťoučký café".encode())
     (tmp_path / "b.txt").write_bytes("café, “quoted”".encode("cp1252"))
     (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
-    found, notes = read(tmp_path)
-    assert found == {"a.txt": "Žluťoučký café", "b.txt": "café, “quoted”", "c.txt": "with a mark"}
+    notes: list[str] = []
+    read = [document.text for document in found(tmp_path, recipe(tmp_path), notes) if isinstance(document, Document)]
+    assert read == ["Žluťoučký café", "café, “quoted”", "with a mark"]
     assert len(notes) == 1 and "b.txt" in notes[0] and "Windows-1252" in notes[0]
 
 
-@pytest.mark.parametrize("raw", [b"\x7fELF\x02\x01\x01\x00", b"text \x81\x8d then"])
-def test_what_is_not_text_is_refused_by_name(tmp_path: Path, raw: bytes) -> None:
-    (tmp_path / "blob.txt").write_bytes(raw)
-    with pytest.raises(KodaError, match=r"blob\.txt"):
-        read(tmp_path)
+def test_bad_lines_are_found_where_they_are(tmp_path: Path, recipe: Make) -> None:
+    good = b'{"text": "good"}\n'
+    bad = [
+        b"{not json}\n",
+        b'["a", "list"]\n',
+        b'{"body": "elsewhere"}\n',
+        b'{"text": 7}\n',
+        b'{"text": "caf\xe9"}\n',  # Latin-1
+        b'{"text": "half a pair: \\ud83d"}\n',
+        b'{"text": " "}\n',
+        b'{"text": "cut sh',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(good + good.join(bad))
+    starts = [len(good) * (number + 1) + sum(map(len, bad[:number])) for number in range(len(bad))]
+    reasons = ("not_json", "not_json", "no_column", "no_text", "not_utf8", "lone_surrogate", "empty", "not_json")
+    expected = [(why, f"a.jsonl, byte {start}") for why, start in zip(reasons, starts, strict=True)]
+    assert flaws(tmp_path, recipe(tmp_path)) == expected
+    assert texts(tmp_path, recipe(tmp_path)) == ["good"] * len(bad)
 
 
-def test_a_missing_or_wordless_source_is_refused(tmp_path: Path) -> None:
+def test_a_pair_of_surrogates_in_json_is_one_letter(tmp_path: Path, recipe: Make) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude42"}\n')
+    assert texts(tmp_path, recipe(tmp_path)) == ["🙂"]
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_truncated_file_gives_what_is_whole_and_says_so(tmp_path: Path, recipe: Make, kind: str) -> None:
+    raw = as_jsonl([{"text": os.urandom(400).hex()} for _ in range(2000)])
+    packed = gzip.compress(raw) if kind == "gz" else zstandard.compress(raw)
+    (tmp_path / f"a.jsonl.{kind}").write_bytes(packed[: len(packed) // 2])
+    assert 100 < len(texts(tmp_path, recipe(tmp_path))) < 2000
+    assert ("truncated", f"a.jsonl.{kind}") in flaws(tmp_path, recipe(tmp_path))
+    (tmp_path / f"a.jsonl.{kind}").write_bytes(b"not packed at all, but long enough")
+    assert flaws(tmp_path, recipe(tmp_path)) == [("damaged", f"a.jsonl.{kind}")]
+
+
+def test_files_that_are_not_what_they_seem(tmp_path: Path, recipe: Make) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_bytes(b"\x7fELF\x02\x01\x01\x00")
+    (tmp_path / "d.txt").write_bytes(b"text \x81\x8d then")
+    (tmp_path / "e.txt").write_text(" \n")
+    (tmp_path / "f.txt").symlink_to(tmp_path / "vanished")
+    (tmp_path / "g.jsonl").write_bytes(b"")
+    (tmp_path / "h.txt").write_text("good")
+    assert flaws(tmp_path, recipe(tmp_path)) == [
+        ("damaged", "a.parquet"),
+        ("no_column", "b.parquet"),
+        ("not_text", "c.txt"),
+        ("not_utf8", "d.txt"),
+        ("empty", "e.txt"),
+        ("unreadable", "f.txt"),
+    ]
+    assert texts(tmp_path, recipe(tmp_path)) == ["good"]
+
+
+def test_a_file_that_vanishes_after_the_plan_was_made(tmp_path: Path, recipe: Make) -> None:
+    for name in ("a.txt", "b.jsonl", "c.parquet", "d.jsonl.gz"):
+        (tmp_path / name).write_text("x")
+    parts = sources.parts(str(tmp_path), recipe(tmp_path), "")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    reasons = [flaw.reason for part in parts for flaw in sources.documents(part, recipe(tmp_path))]
+    assert reasons == ["unreadable"] * 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path, recipe: Make) -> None:
+    (tmp_path / "a.txt").write_text("secret")
+    (tmp_path / "a.txt").chmod(0)
+    assert flaws(tmp_path, recipe(tmp_path)) == [("unreadable", "a.txt")]
+
+
+def test_a_missing_or_wordless_source_is_refused(tmp_path: Path, recipe: Make) -> None:
     with pytest.raises(KodaError, match="does not exist"):
-        read(tmp_path / "nowhere")
+        texts(tmp_path / "nowhere", recipe(tmp_path))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(KodaError, match="holds no text"):
-        read(tmp_path)
+        texts(tmp_path, recipe(tmp_path))
+
+
+def test_files_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    before = sources.fingerprint(str(tmp_path))
+    os.utime(tmp_path / "a.txt", (1, 1))
+    assert sources.fingerprint(str(tmp_path)) == before
+    (tmp_path / "a.txt").write_text("two")
+    assert sources.fingerprint(str(tmp_path)) != before
 
 
 def test_docs_read_docstrings_and_run_nothing(tmp_path: Path) -> None:
@@ -45,68 +175,43 @@ def test_docs_read_docstrings_and_run_nothing(tmp_path: Path) -> None:
 
 
 def test_docs_of_the_standard_library() -> None:
-    found = dict(docs.documents("docs:stdlib", 1))
-    assert "os.path" not in found and "Join two or more pathname components" in found["posixpath"]
-    assert "topics.while" in found
+    read = dict(docs.documents("docs:stdlib", 2))
+    assert "os.path" not in read and "Join two or more pathname components" in read["posixpath"]
+    assert "topics.while" in read
     assert docs.fingerprint("docs:stdlib") != docs.fingerprint("docs:stdlib,numpy")
     with pytest.raises(KodaError, match="'nopackage' is installed"):
         docs.fingerprint("docs:nopackage")
 
 
-def corpus(folder: Path, documents: int) -> None:
-    folder.mkdir()
-    for number in range(documents):
-        (folder / f"{number:03}.txt").write_text(f"Document number {number} says this and that. " * 20)
+def test_a_hub_data_set_is_streamed_by_its_parts(tmp_path: Path) -> None:
+    """`datasets` reads a folder laid out as on the Hub by the same code as the Hub's own."""
+    (tmp_path / "train").mkdir()
+    for number in range(3):
+        (tmp_path / "train" / f"{number}.jsonl.zst").write_bytes(
+            zstandard.compress(as_jsonl([{"text": f"{number}.{row}"} for row in range(4)]))
+        )
+    name = str(tmp_path)
+    count = hub.shards(name, None, "train", None)
+    parts = [list(hub.documents(name, None, "train", None, "text", index)) for index in range(count)]
+    assert [[document.text for document in part] for part in parts] == [  # type: ignore[union-attr]
+        [f"{number}.{row}" for row in range(4)] for number in range(3)
+    ]
+    assert {flaw.reason for flaw in hub.documents(name, None, "train", None, "body", 0)} == {"no_column"}  # type: ignore[union-attr]
+    with pytest.raises(KodaError, match="split 'test'"):
+        hub.shards(name, None, "test", None)
 
 
-def run_prepare(source: Path, out: Path, **changes: object) -> dict:
-    settings = {
-        "tokenizer": "train",
-        "vocab_size": 300,
-        "heldout_fraction": 0.2,
-        "shard_tokens": 1000,
-        "workers": 1,
-        "watch": lambda done, note: None,
-        **changes,
-    }
-    return prepare(out, source=str(source), **settings)
+def test_a_hub_source_without_a_network_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(KodaError, match="hf download --repo-type dataset user/text --revision v1") as caught:
+        hub.commit("hub:user/text", "v1")
+    assert "\n" not in str(caught.value)
 
 
-def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path: Path) -> None:
-    corpus(tmp_path / "text", 40)
-    figures = run_prepare(tmp_path / "text", tmp_path / "out")
-    held = heldout_documents(tmp_path / "out")
-    assert 0 < len(held) == figures["heldout_documents"] < 40
-    tokenizer = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
-    train, heldout = (Shards(tmp_path / "out" / part) for part in ("train", "heldout"))
-    end = figures["end_of_text"]
-    texts = {}
-    for part, shards in (("train", train), ("heldout", heldout)):
-        pieces: list[list[int]] = [[]]
-        for token in shards.read(0, len(shards))[0].tolist():
-            if token == end:
-                pieces.append([])
-            else:
-                pieces[-1].append(token)
-        texts[part] = {tokenizer.decode(piece) for piece in pieces[:-1]}
-    assert texts["heldout"] == {d.text for d in held}
-    assert texts["train"] | texts["heldout"] == {p.read_text() for p in (tmp_path / "text").iterdir()}
-    assert not texts["train"] & texts["heldout"]
-
-
-def test_a_document_stays_on_its_side_as_the_corpus_grows(tmp_path: Path) -> None:
-    corpus(tmp_path / "text", 30)
-    run_prepare(tmp_path / "text", tmp_path / "out")
-    before = {d.text for d in heldout_documents(tmp_path / "out")}
-    (tmp_path / "text" / "more.txt").write_text("One more document. " * 20)
-    run_prepare(tmp_path / "text", tmp_path / "again")
-    after = {d.text for d in heldout_documents(tmp_path / "again")}
-    assert before <= after
-    assert all(is_heldout(text, 0.2) for text in after)
-
-
-def test_empty_files_give_an_error(tmp_path: Path) -> None:
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text(" \n")
-    with pytest.raises(KodaError, match="is empty"):
-        run_prepare(tmp_path / "text", tmp_path / "out")
+def test_how_hub_data_sets_are_named() -> None:
+    assert hub.names("hub:text") == ("text", None)
+    assert hub.names("hub:user/text") == ("user/text", None)
+    assert hub.names("hub:user/text/english") == ("user/text", "english")
+    for wrong in ("hub:", "hub:/x", "hub:a/b/c/d"):
+        with pytest.raises(KodaError, match="hub:USER/NAME"):
+            hub.names(wrong)

@@ -4,22 +4,8 @@ from pathlib import Path
 import pytest
 
 from model.data import tokenizer as tokenizers
+from model.data.encoder import HARD
 from model.errors import KodaError
-from model.export.parity import HARD
-
-
-def test_hard_strings_round_trip(tokenizer_file: Path) -> None:
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    for text in (*HARD, "\x00", "a" * 100_000):
-        ids = tokenizers.encode_plain(tokenizer, [text])[0]
-        assert tokenizer.decode(ids, skip_special_tokens=False) == text
-
-
-def test_text_that_spells_the_end_is_not_the_end(tokenizer_file: Path) -> None:
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    end = tokenizers.end_of_text(tokenizer)
-    assert end not in tokenizers.encode_plain(tokenizer, ["a <|endoftext|> b"])[0]
-    assert tokenizer.encode("<|endoftext|>").ids == [end]
 
 
 def test_vocab_and_merges_give_the_same_tokenizer(tokenizer_file: Path, tmp_path: Path, prose: str) -> None:
@@ -43,3 +29,11 @@ def test_another_kind_is_refused(tmp_path: Path, content: str) -> None:
 def test_nothing_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KodaError, match="nothing to load there"):
         tokenizers.load(str(tmp_path / "nowhere"))
+
+
+def test_gpt2_without_a_network_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(KodaError, match=r"hf download openai-community/gpt2 .* --local-dir FOLDER"):
+        tokenizers.load("gpt2")
+    assert tokenizers.fingerprint("gpt2")  # needs no network

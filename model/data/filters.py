@@ -1,0 +1,98 @@
+"""Which documents are not worth learning from, by rules that hold in any language, and which are too near a test."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.data.recipe import Recipe
+from model.errors import KodaError
+
+WORDS = 13  # in a row that two texts share: Brown et al. 2020, appendix C
+WORD = re.compile(r"\w+")
+SYMBOL = re.compile(r"[^\w\s]")
+REPEATED = 0.3  # share of the characters that stand in lines that stood before: Rae et al. 2021, table A1
+SYMBOLS = 0.5  # share of the characters that are neither letters, digits, nor white space
+REPLACED = 0.001  # share of U+FFFD: letters that someone lost before
+
+
+def reason(text: str, recipe: Recipe) -> str:
+    """Why a document is left out, as a word to count it by; empty if it is kept."""
+    if len(text) < recipe.shortest:
+        return "too_short"
+    if recipe.longest and len(text) > recipe.longest:
+        return "too_long"
+    if not recipe.quality:
+        return ""
+    if text.count("\ufffd") > REPLACED * len(text):
+        return "letters_lost"
+    if len(SYMBOL.findall(text)) > SYMBOLS * len(text):
+        return "symbols"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fresh = sum(map(len, dict.fromkeys(lines)))
+    return "repeated_lines" if fresh < (1 - REPEATED) * sum(map(len, lines)) else ""
+
+
+class Overlap:
+    """Finds documents that share WORDS words in a row with an evaluation item, whatever their case and punctuation."""
+
+    def __init__(self, folder: str):
+        """`folder` holds `.jsonl` files of items; every string in them counts. Raises KodaError if there are none."""
+        paths = sorted(Path(folder).glob("*.jsonl"))
+        if not paths:
+            raise KodaError(f"tokenize.contamination = {folder!r} holds no .jsonl file of evaluation items.")
+        self.names = [path.stem for path in paths]
+        self._words: dict[str, int] = {}
+        found = [np.unique(np.concatenate([*self._items(path), np.empty(0, np.uint64)])) for path in paths]
+        grams, owners = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
+        order = np.argsort(grams, kind="stable")
+        self._grams, self._owners = grams[order], owners[order]
+
+    def near(self, text: str) -> str:
+        """The file with an item that `text` is near to; empty if there is none."""
+        grams = self._hashes(text)
+        if not len(grams) or not len(self._grams):
+            return ""
+        at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
+        hits = at[self._grams[at] == grams]
+        return self.names[self._owners[hits[0]]] if len(hits) else ""
+
+    def _items(self, path: Path) -> Iterator[np.ndarray]:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise KodaError(f"{path}, line {number}: not JSON ({error}).") from None
+                for text in _strings(row):
+                    for word in WORD.findall(text.lower()):
+                        self._words.setdefault(word, _hash(word))
+                    yield self._hashes(text)
+
+    def _hashes(self, text: str) -> np.ndarray:
+        """A number for each run of WORDS words: a polynomial in numbers drawn for the words; unknown ones count 0."""
+        words = WORD.findall(text.lower())
+        values = np.fromiter((self._words.get(word, 0) for word in words), np.uint64, len(words))
+        count = len(values) - WORDS + 1
+        if count < 1:
+            return np.empty(0, np.uint64)
+        hashes = np.zeros(count, np.uint64)
+        for offset in range(WORDS):
+            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + values[offset : offset + count]
+        return hashes
+
+
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -1,0 +1,178 @@
+"""One function for each kind of file: from a path to documents, and to flaws where there is none.
+
+Nothing is read whole that can be read piece by piece, nothing is guessed, and no letter is ever replaced.
+"""
+
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+import zstandard
+
+from model.data.document import EMPTY, Document, Flaw
+
+CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
+Found = Iterator[Document | Flaw]
+
+
+def text(path: Path, note: Callable[[str], None]) -> Found:
+    """A file that is one document: UTF-8, or Windows-1252 (which holds Latin-1's letters), which is noted by name."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        yield _unreadable(path, error)
+        return
+    if len(raw[:65536].translate(None, CONTROL)) < len(raw[:65536]):
+        yield Flaw(str(path), "not_text", "it holds control bytes")
+        return
+    try:
+        decoded = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        try:
+            decoded = raw.decode("cp1252")
+        except UnicodeDecodeError:
+            at = f"byte {error.start} is {raw[error.start]:#x}"
+            yield Flaw(str(path), "not_utf8", f"it is neither UTF-8 nor Windows-1252 ({at})")
+            return
+        note(f"{path} is not UTF-8 and was read as Windows-1252")
+    yield document(str(path), decoded)
+
+
+def jsonl(path: Path, column: str, start: int, stop: int) -> Found:
+    """The lines of a JSONL file that begin in bytes `start … stop`."""
+    try:
+        with path.open("rb") as file:
+            if start:  # the line that the byte before belongs to is the part's before this one
+                file.seek(start - 1)
+                rest = file.readline(stop - start + 1)
+                if not rest.endswith(b"\n"):
+                    return  # no line begins here
+                start += len(rest) - 1
+            yield from _rows(file, str(path), column, start, stop)
+    except OSError as error:
+        yield _unreadable(path, error)
+
+
+def compressed_jsonl(path: Path, column: str) -> Found:
+    """The lines of a `.jsonl.gz` or `.jsonl.zst`; one that was cut short gives what is whole, and a flaw."""
+    try:
+        with path.open("rb") as raw:
+            opened = _Decompressed(raw, _gzip if path.suffix == ".gz" else _zstandard)
+            with io.BufferedReader(opened, 1 << 17) as file:
+                yield from _rows(file, str(path), column, 0, None)
+    except EOFError:
+        yield Flaw(str(path), "truncated", "it ends in the middle; it was cut short when it was written or copied")
+    except (zlib.error, zstandard.ZstdError) as error:
+        yield Flaw(str(path), "damaged", f"it cannot be decompressed ({error})")
+    except OSError as error:
+        yield _unreadable(path, error)
+
+
+def parquet(path: Path, column: str, start: int, stop: int) -> Found:
+    """Row groups `start … stop` of a Parquet file."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                yield no_column(str(path), column, file.schema_arrow.names)
+                return
+            row = sum(file.metadata.row_group(group).num_rows for group in range(start))
+            for batch in file.iter_batches(256, list(range(start, stop)), [column]):
+                for value in batch.column(0):
+                    yield cell(f"{path}, row {row}", column, value.as_py())
+                    row += 1
+    except pyarrow.ArrowInvalid as error:
+        yield Flaw(str(path), "damaged", f"it is not a whole Parquet file ({str(error).splitlines()[0]})")
+    except OSError as error:
+        yield _unreadable(path, error)
+
+
+def cell(name: str, column: str, value: object) -> Document | Flaw:
+    """The document in a row's text column, if it is one."""
+    if not isinstance(value, str):
+        return Flaw(name, "no_text", f"its {column!r} holds {type(value).__name__}, not a string")
+    return document(name, value)
+
+
+def document(name: str, found: str) -> Document | Flaw:
+    """The document that this text is, if it is one."""
+    if not found or found.isspace():
+        return Flaw(name, EMPTY, "there is no text in it")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        detail = f"character {error.start} is half of a surrogate pair (\\u{ord(found[error.start]):04x})"
+        return Flaw(name, "lone_surrogate", detail)
+    return Document(name, found)
+
+
+def no_column(name: str, column: str, there: list[str]) -> Flaw:
+    return Flaw(name, "no_column", f"it has no column {column!r}, only {', '.join(sorted(there))}")
+
+
+def _rows(file: BinaryIO, path: str, column: str, position: int, stop: int | None) -> Found:
+    """JSON objects, one a line, from here to the last line that begins before `stop`."""
+    for line in file:
+        if stop is not None and position >= stop:
+            return
+        name, position = f"{path}, byte {position}", position + len(line)
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            yield Flaw(name, "not_utf8", f"byte {error.start} of the line is {line[error.start]:#x}")
+        except (ValueError, RecursionError) as error:
+            if line.strip():
+                yield Flaw(name, "not_json", f"the line is not JSON ({error})")
+        else:
+            if isinstance(row, dict) and column in row:
+                yield cell(name, column, row[column])
+            elif isinstance(row, dict):
+                yield no_column(name, column, list(row))
+            else:
+                yield Flaw(name, "not_json", "the line is not a JSON object")
+
+
+def _unreadable(path: Path, error: OSError) -> Flaw:
+    return Flaw(str(path), "unreadable", error.strerror or str(error))
+
+
+class _Decompressed(io.RawIOBase):
+    """A stream of gzip or Zstandard frames; EOFError behind all that is whole, where the last frame was cut short."""
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]):
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None
+        self._left = b""  # of what was read, behind the frame before
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+        while not self._ready:
+            piece = self._left or self._file.read(1 << 17)
+            if not piece:
+                if self._frame is not None:
+                    raise EOFError
+                return 0
+            self._frame = self._frame or self._decompressor()
+            self._ready = memoryview(self._frame.decompress(piece))
+            self._left = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def _gzip() -> Any:
+    return zlib.decompressobj(31)  # the gzip format
+
+
+def _zstandard() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()

@@ -1,0 +1,246 @@
+import gzip
+import json
+import random
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from model.data import blocks, sources
+from model.data.assembly import Seen
+from model.data.blocks import Report, Work, is_heldout
+from model.data.prepare import heldout_documents, in_order, on_this_machine
+from model.data.shards import Shards
+from model.errors import KodaError
+from model.files import listing
+from tests.model.data.conftest import Prepare
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and blocks of a few documents."""
+    monkeypatch.setattr(sources, "PART", 6000)
+    monkeypatch.setattr(blocks, "CHARACTERS", 3000)
+
+
+def here(works: Iterator[Work]) -> Generator[Report, None, None]:
+    yield from map(blocks.fill, works)
+
+
+def text_of(number: int) -> str:
+    return f"Document number {number} says this\u2028and that.\x85\r\n" * (5 + number % 30)
+
+
+def corpus(folder: Path, documents: int) -> Path:
+    """Half of them in single files, half in JSONL, plain and packed."""
+    folder.mkdir()
+    for number in range(documents // 2):
+        (folder / f"{number:03}.txt").write_bytes(text_of(number).encode())
+    lines = [json.dumps({"text": text_of(number)}) + "\n" for number in range(documents // 2, documents)]
+    (folder / "m.jsonl").write_text("".join(lines[::2]))
+    (folder / "n.jsonl.gz").write_bytes(gzip.compress("".join(lines[1::2]).encode()))
+    return folder
+
+
+def size(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def pieces(out: Path, part: str) -> list[str]:
+    """The documents in the shards, decoded, in their order."""
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    shards = Shards(out / part)
+    found, end = [[]], tokenizer.token_to_id("<|endoftext|>")
+    for token in shards.read(0, len(shards))[0].tolist():
+        found[-1].append(token) if token != end else found.append([])
+    return [tokenizer.decode(piece) for piece in found[:-1]]
+
+
+def test_no_document_is_on_both_sides_and_none_is_lost(tmp_path: Path, prepared: Prepare) -> None:
+    figures = prepared(corpus(tmp_path / "text", 80), tmp_path / "out", here)
+    held = heldout_documents(tmp_path / "out")
+    assert 0 < len(held) == figures["heldout_documents"] < 80 == figures["documents"]
+    train, heldout = pieces(tmp_path / "out", "train"), pieces(tmp_path / "out", "heldout")
+    assert heldout == [document.text for document in held]
+    assert sorted(train + heldout) == sorted(text_of(number) for number in range(80))
+    assert not set(train) & set(heldout)
+    assert figures["train_bytes"] == size(train) and figures["heldout_bytes"] == size(heldout)
+
+
+def test_shards_say_where_documents_start(tmp_path: Path, prepared: Prepare) -> None:
+    figures = prepared(corpus(tmp_path / "text", 80), tmp_path / "out", here)
+    shards = Shards(tmp_path / "out/train")
+    starts = np.concatenate(
+        [
+            np.load(tmp_path / "out/train" / shard["file"].replace(".npy", ".starts.npy")).astype(int) + begin
+            for shard, begin in zip(shards.manifest["shards"], shards.starts[:-1], strict=True)
+        ]
+    )
+    ends = np.flatnonzero(shards.read(0, len(shards))[0] == figures["end_of_text"])
+    assert len(shards.tokens) > 3
+    np.testing.assert_array_equal(starts, [0, *ends[:-1] + 1])
+
+
+def test_a_document_stays_on_its_side_as_the_corpus_grows(tmp_path: Path, prepared: Prepare) -> None:
+    prepared(corpus(tmp_path / "text", 60), tmp_path / "out", here)
+    before = {d.text for d in heldout_documents(tmp_path / "out")}
+    (tmp_path / "text" / "more.txt").write_text("One more document. " * 20)
+    prepared(tmp_path / "text", tmp_path / "again", here)
+    after = {d.text for d in heldout_documents(tmp_path / "again")}
+    assert before <= after
+    assert all(is_heldout(text, 0.2) for text in after)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_bytes_are_the_same_however_often_it_was_interrupted(
+    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after each n-th file that is finished anywhere, until it is through."""
+    import model.files
+
+    source = corpus(tmp_path / "text", 80)
+    prepared(source, tmp_path / "whole", here, shard_tokens=4000)
+    expected = listing(tmp_path / "whole")
+    replace, budget, interruptions = model.files.Path.replace, [0], 0
+
+    def counted(self: Path, target: Path) -> Path:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise Killed
+        return replace(self, target)
+
+    monkeypatch.setattr(model.files.Path, "replace", counted)
+    draw = random.Random(0)
+    while interruptions < 1000:
+        budget[0] = draw.randint(3, 10)
+        try:
+            prepared(source, tmp_path / "often", here, shard_tokens=4000)
+            break
+        except Killed:
+            interruptions += 1
+    assert interruptions > 4
+    assert listing(tmp_path / "often") == expected
+
+
+def test_the_bytes_are_the_same_with_workers(tmp_path: Path, prepared: Prepare) -> None:
+    source = corpus(tmp_path / "text", 80)
+    for name, spread in (("here", here), ("processes", on_this_machine(2))):
+        prepared(source, tmp_path / name, spread)
+    assert listing(tmp_path / "here") == listing(tmp_path / "processes")
+
+
+def test_results_come_in_order_and_little_is_begun_ahead() -> None:
+    begun: list[int] = []
+
+    class Future:
+        def __init__(self, work: int):
+            begun.append(work)
+            self.work = work
+
+        def result(self) -> int:
+            return self.work
+
+    results = in_order(iter(range(100)), Future, ahead=5)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    assert len(begun) <= 15
+
+
+def test_copies_are_left_out_and_counted(tmp_path: Path, prepared: Prepare) -> None:
+    source = corpus(tmp_path / "text", 40)
+    plain = prepared(source, tmp_path / "plain", here)
+    lines = "".join(json.dumps({"text": text_of(number)}) + "\n" for number in [*range(40), 0, 0, 1])
+    (source / "z.jsonl").write_text(lines)
+    figures = prepared(source, tmp_path / "out", here)
+    assert figures["dropped"] == {"duplicate": 43} and figures["documents"] == 40
+    assert figures["train_tokens"] == plain["train_tokens"]
+    kept = prepared(source, tmp_path / "kept", here, deduplicate=False)
+    assert kept["documents"] == 83 and kept["dropped"] == {"duplicate": 43}
+
+
+def test_the_set_of_hashes_agrees_with_python() -> None:
+    seen, known = Seen(), set()
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        hashes = draw.integers(0, 3000, draw.integers(0, 60)).astype(np.uint64)
+        expected = []
+        for value in hashes.tolist():
+            expected.append(value not in known)
+            known.add(value)
+        assert seen.add(hashes).tolist() == expected
+
+
+def test_weights_repeat_a_source_and_take_a_share_of_it(tmp_path: Path, prepared: Prepare) -> None:
+    few, many = corpus(tmp_path / "few", 30), tmp_path / "many"
+    many.mkdir()
+    for number in range(200):
+        (many / f"{number}.txt").write_bytes(f"Another {text_of(number)}".encode())
+    figures = prepared({str(few): 2.0, str(many): 0.25}, tmp_path / "out", here)
+    train = pieces(tmp_path / "out", "train")
+    copies = [sum(text == text_of(number) for text in train) for number in range(30)]
+    assert set(copies) == {0, 2} and copies.count(0) == sum(is_heldout(text_of(n), 0.2) for n in range(30))
+    share = sum(text.startswith("Another") for text in train) / 200
+    assert 0.1 < share < 0.3  # a quarter of four fifths
+    held = [document.text for document in heldout_documents(tmp_path / "out")]
+    assert len(held) == len(set(held)) == figures["heldout_documents"]
+    assert figures["train_bytes"] == size(train)
+
+
+def test_a_limit_takes_the_first_documents_of_each_source(tmp_path: Path, prepared: Prepare) -> None:
+    one, other = corpus(tmp_path / "one", 60), tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("A single one.")
+    figures = prepared({str(one): 1.0, str(other): 1.0}, tmp_path / "out", here, limit=33)
+    assert figures["documents"] == 34
+    found = {*pieces(tmp_path / "out", "train"), *pieces(tmp_path / "out", "heldout")}
+    assert found == {*(text_of(number) for number in (*range(30), 30, 32, 34)), "A single one."}
+
+
+def test_bad_input_is_refused_or_counted(tmp_path: Path, prepared: Prepare) -> None:
+    source = corpus(tmp_path / "text", 40)
+    (source / "x.jsonl").write_text('{"text": "fine"}\nnot json\n')
+    with pytest.raises(KodaError, match=r"x\.jsonl, byte 17: the line is not JSON .*tokenize\.bad_input=skip"):
+        prepared(source, tmp_path / "out", here)
+    figures = prepared(source, tmp_path / "out", here, bad_input="skip")
+    assert figures["dropped"] == {"not_json": 1} and figures["documents"] == 41
+    assert any("x.jsonl, byte 17" in note for note in json.loads((tmp_path / "out/notes.json").read_text()))
+
+
+def test_empty_files_give_an_error(tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text(" \n")
+    with pytest.raises(KodaError, match=r"is empty.*1 empty"):
+        prepared(tmp_path / "text", tmp_path / "out", here)
+
+
+def test_where_the_fast_encoder_differs_the_other_encodes_all_of_it(
+    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: a pattern that splits otherwise at one word, which the hard strings do not hold."""
+    from model.data import encoder
+
+    source = corpus(tmp_path / "text", 80)
+    (source / "000.txt").write_text("says xyzzy " * 500)
+    expected = prepared(source, tmp_path / "right", here)
+    blocks._encoder.cache_clear()
+    monkeypatch.setattr(encoder, "PATTERN", f" xyz|{encoder.PATTERN}")
+    figures = prepared(source, tmp_path / "out", here)
+    blocks._encoder.cache_clear()
+    assert expected["encoder"] == "tiktoken" and figures["encoder"] == "tokenizers"
+    assert "000.txt gets other token ids" in figures["encoder_why"]
+    assert listing(tmp_path / "out") == listing(tmp_path / "right")
+
+
+def test_a_hundred_megabytes_on_one_line(
+    tmp_path: Path, prepared: Prepare, prose: str, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PART", 8 << 20)
+    source = corpus(tmp_path / "text", 20)
+    line = json.dumps({"text": prose * (100_000_000 // len(prose))})
+    (source / "x.jsonl").write_text(line + "\n")
+    figures = prepared(source, tmp_path / "out", here, shard_tokens=1 << 24, tokenizer=str(tokenizer_file))
+    assert figures["longest_document"] > 95_000_000 and figures["documents"] == 21

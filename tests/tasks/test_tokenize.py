@@ -1,0 +1,91 @@
+import gzip
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from model.files import listing
+from tasks.run import Run
+from tasks.tokenize import Tokenize, tokenize
+
+
+@pytest.fixture
+def text(tmp_path: Path, prose: str) -> Path:
+    (tmp_path / "text").mkdir()
+    for number in range(24):
+        start = number * 4000
+        line = json.dumps({"text": prose[start : start + 4000]}) + "\n"
+        (tmp_path / "text" / f"{number:02}.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    return tmp_path / "text"
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """A real Dask scheduler with two workers, each a process of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{found.getsockname()[1]}"
+    host, port = address.removeprefix("tcp://").split(":")
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+    processes = [subprocess.Popen(c, stderr=subprocess.DEVNULL) for c in (command, worker, worker)]
+    try:
+        from distributed import Client
+
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with Client(address, timeout=5) as client:
+                    client.wait_for_workers(2, timeout=60)
+                    break
+            except OSError:
+                assert time.monotonic() < deadline
+        yield address
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(30)
+
+
+def test_a_dask_cluster_makes_the_same_bytes(
+    tmp_path: Path, text: Path, scheduler: str, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+    from prefect import flow
+
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path / "runs"))
+    settings = Tokenize(source=str(text), vocab_size=400, heldout_fraction=0.2, shard_tokens=2000)
+
+    @flow(validate_parameters=False)
+    def run(name: str, dask: str) -> None:
+        with Run(name) as opened:
+            tokenize(opened, settings.model_copy(update={"dask": dask}))
+
+    run("here", "")
+    run("there", scheduler)
+    with Client(scheduler) as client:
+        assert any(client.run(lambda: "model.data.blocks" in sys.modules).values())  # the work was done there
+    made = [
+        {path: facts for path, facts in listing(tmp_path / "runs" / name / "tokenize").items() if path != "stage.json"}
+        for name in ("here", "there")
+    ]
+    assert made[0] == made[1] and "train/00003.npy" in made[0]
+
+
+def test_how_and_where_it_is_done_decides_nothing(text: Path) -> None:
+    settings = Tokenize(source=str(text))
+    assert settings.decisive() == Tokenize(source=str(text), workers=7, dask="tcp://x:1").decisive()
+    assert settings.decisive() != Tokenize(source=str(text), limit=5).decisive()
+
+
+def test_an_impossible_source_is_refused() -> None:
+    for wrong in ("", {}, {"docs": 0}, {"docs": -1.0}):
+        with pytest.raises(ValidationError):
+            Tokenize(source=wrong)
