@@ -1,5 +1,6 @@
 """Talking to a run's model in any of its four runtimes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from model.data.chat import Message
@@ -7,6 +8,7 @@ from model.data.chat import prompt as render
 from model.errors import KodaError
 from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
 from model.files import read_json
+from model.sampling import Sampling
 from tasks.run import folder_of
 
 
@@ -26,30 +28,59 @@ def open_runtime(name: str, runtime: str) -> Runtime:
     return HuggingFace(folder / needed) if runtime == "hf" else Mlx(folder / needed)
 
 
-def converse(name: str, runtime: str, prompt: str | None, limit: int) -> None:
-    """Answer `prompt`, or one question after another until the input ends.
+class Conversation:
+    """What was said so far, within the context of one model."""
 
-    When the conversation no longer fits the context, its oldest turns are left out, and that is said.
-    """
+    def __init__(self, model: Runtime, context: int, sampling: Sampling):
+        self.model, self.context, self.sampling = model, context, sampling
+        self.messages: list[Message] = []
+        self.forgotten = 0  # turns left out so far
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer, piece by piece. When the context is full, the oldest turns are left out first.
+
+        Raises KodaError for a question that leaves no room for an answer.
+        """
+        asked: Message = {"role": "user", "content": question}
+        if self._too_long([asked]):
+            raise KodaError(
+                f"the question and {self.sampling.limit} tokens of answer do not fit the context of {self.context} "
+                "tokens. Ask less, or set a smaller --limit."
+            )
+        self.messages.append(asked)
+        while self._too_long(self.messages):
+            del self.messages[:2]
+            self.forgotten += 1
+        said = ""
+        for piece in self.model.stream(self.messages, self.sampling):
+            said += piece
+            yield piece
+        self.messages.append({"role": "assistant", "content": said})
+
+    def _too_long(self, messages: list[Message]) -> bool:
+        return len(self.model.tokenize(render(messages))) + self.sampling.limit > self.context
+
+
+def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) -> None:
+    """Answer `prompt`, or one question after another until the input ends."""
     model = open_runtime(name, runtime)
     context = read_json(folder_of(name) / "extend/weights/COMMIT.json")["config"]["max_position_embeddings"]
-    limit = min(limit, context // 2)
-    messages: list[Message] = []
-
-    def ask(question: str) -> str:
-        messages.append({"role": "user", "content": question})
-        while len(model.tokenize(render(messages))) + limit > context and len(messages) > 2:
-            del messages[:2]
-            print("(the context is full: the oldest turn is forgotten)")
-        if len(model.tokenize(render(messages))) + limit > context:
-            raise KodaError(f"the question and {limit} tokens of answer do not fit the context of {context} tokens.")
-        said = model.answer(messages, limit).text
-        messages.append({"role": "assistant", "content": said})
-        return said
-
+    talk = Conversation(model, context, sampling._replace(limit=min(sampling.limit, context // 2)))
     if prompt is not None:
-        print(ask(prompt))
+        _print(talk.ask(prompt))
         return
     print("Ask something; Ctrl-D ends.")
     while True:
-        print(ask(input("> ")))
+        question, forgotten = input("> "), talk.forgotten
+        try:
+            _print(talk.ask(question))
+        except KodaError as error:
+            print(f"({error})")
+        if talk.forgotten > forgotten:
+            print(f"(the context is full: the oldest {talk.forgotten - forgotten} of the turns before are forgotten)")
+
+
+def _print(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--runtime", choices=("jax", "hf", "gguf", "mlx"), default="jax")
     chat.add_argument("--prompt", help="ask this, print the answer, and end")
     chat.add_argument("--limit", type=int, default=100, help="tokens in an answer at most (default: 100)")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token each time (default)")
+    chat.add_argument("--top-k", type=int, default=0, help="choose among so many of the likeliest tokens (0: all)")
+    chat.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest of this probability")
+    chat.add_argument("--repetition-penalty", type=float, default=1.0, help="against saying the same again (1: none)")
+    chat.add_argument("--seed", type=int, default=0, help="the same seed, the same answer")
 
     plan = command("plan", plan_, "What a run will take, before any of it is paid for.")
     plan.add_argument("--preset", default="koda-1.3b", help="a preset's name (default: koda-1.3b)")
@@ -98,11 +103,25 @@ def status_(arguments: argparse.Namespace) -> int:
 def chat_(arguments: argparse.Namespace) -> int:
     from flows.chat import converse
     from flows.environment import causes_only
+    from model.sampling import Sampling
 
-    if arguments.limit < 1:
-        raise KodaError(f"--limit {arguments.limit}: an answer has at least 1 token.")
+    sampling = Sampling(**{field: getattr(arguments, field) for field in Sampling._fields})
+    for right, flag, value, wanted in (
+        (sampling.limit >= 1, "limit", sampling.limit, "an answer has at least 1 token"),
+        (sampling.temperature >= 0, "temperature", sampling.temperature, "0, or a number above it"),
+        (sampling.top_k >= 0, "top-k", sampling.top_k, "a number of tokens, or 0 for all"),
+        (0 < sampling.top_p <= 1, "top-p", sampling.top_p, "a probability above 0 and up to 1"),
+        (
+            sampling.repetition_penalty >= 1,
+            "repetition-penalty",
+            sampling.repetition_penalty,
+            "1, or a number above it",
+        ),
+    ):
+        if not right:
+            raise KodaError(f"--{flag} {value}: it takes {wanted}.")
     with causes_only(), contextlib.suppress(EOFError):
-        converse(arguments.name, arguments.runtime, arguments.prompt, arguments.limit)
+        converse(arguments.name, arguments.runtime, arguments.prompt, sampling)
     return 0
 
 

@@ -93,9 +93,17 @@ def as_toml(preset: str, config: RunConfig) -> str:
         lines += [f"# {field.description}", f"[{section}]"]
         for name, entry in type(values).model_fields.items():
             comment = " ".join((entry.description or "").split())
-            lines += [f"# {comment}", tomli_w.dumps({name: values.model_dump(mode="json")[name]}).rstrip()]
+            lines += [f"# {comment}", _assignment(name, values.model_dump(mode="json")[name])]
         lines.append("")
     return "\n".join(lines)
+
+
+def _assignment(name: str, value: Any) -> str:
+    """`name = value` on one line, tables among them: a table of its own would take in what follows."""
+    if not isinstance(value, dict):
+        return tomli_w.dumps({name: value}).rstrip()
+    pairs = (tomli_w.dumps({key: inner}).rstrip() for key, inner in value.items())
+    return f"{name} = {{ {', '.join(pairs)} }}"
 
 
 def _value(text: str) -> Any:

@@ -21,6 +21,9 @@ class LlamaConfig:
     intermediate_size: int
     max_position_embeddings: int
     rope_theta: float = 10000.0
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"  # how positions beyond rope_original_context are reached
+    rope_factor: float = 1.0  # how many times as far, where they are scaled
+    rope_original_context: int = 0  # positions that were trained before
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     qk_norm: bool = False  # RMSNorm on each query and key head; transformers' Llama has none

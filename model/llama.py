@@ -13,7 +13,7 @@ from flax import nnx
 from model.attention import attend, grouped_attention
 from model.config import Compute, LlamaConfig
 from model.matmul import matmul
-from model.rope import angles, rotate
+from model.rope import angles, attention_scale, frequencies, rotate
 from model.sharding import keep_rows
 
 REMAT = {
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: LlamaConfig, std: float, *, rngs: nnx.Rngs):
         width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.head_dim = config.head_dim
+        self.head_dim, self.rope_scale = config.head_dim, attention_scale(config)
         self.query = Linear(width, width, std, rngs=rngs)
         self.key = Linear(width, kv_width, std, rngs=rngs)
         self.value = Linear(width, kv_width, std, rngs=rngs)
@@ -79,7 +79,8 @@ class Attention(nnx.Module):
         )
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHA, k_BTKA = self.query_norm(q_BTHA), self.key_norm(k_BTKA)
-        return rotate(q_BTHA, angles_BTF), rotate(k_BTKA, angles_BTF), v_BTKA
+        q_BTHA, k_BTKA = (rotate(x_BTXA, angles_BTF, self.rope_scale) for x_BTXA in (q_BTHA, k_BTKA))
+        return q_BTHA, k_BTKA, v_BTKA
 
     def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTF)
@@ -179,7 +180,7 @@ class Llama(nnx.Module):
         return keep_rows(self.norm(x_BTD))
 
     def angles(self, positions_BT: jax.Array) -> jax.Array:
-        return angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        return angles(positions_BT, frequencies(self.config))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """`[batch, time, vocabulary]`, float32."""

@@ -1,32 +1,100 @@
-"""Stage 5: the same model with a longer context, by an NTK-aware change of the rotary base."""
+"""Stage 5: the same model with a longer context."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from model.config import LlamaConfig
+from model.files import read_json
 from tasks.run import Built
-from tasks.section import Section
 from tasks.stage import stage
 from tasks.supervise import call
+from tasks.train import TrainSection, run_training
 
 
-class Extend(Section):
+class Extend(TrainSection):
     factor: Annotated[float, Field(gt=1)] = 2.0
     """How many times as long the context becomes."""
+    method: Literal["ntk", "linear", "yarn"] = "ntk"
+    """How: a larger rotary base (NTK-aware), which every program that runs the exports understands; position
+    interpolation; or YaRN."""
+    steps: NonNegativeInt = 0
+    """Steps of training at the new length, on long documents and conversations; 0: the positions change, the weights
+    do not."""
+    batch_size: PositiveInt = 8
+    """Rows in a step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    warmup_steps: NonNegativeInt = 10
+    """Steps over which the rate rises to its peak."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of the steps, at the end, over which `wsd` falls to zero."""
+    chat_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the rows that are conversations, so that it goes on answering and stopping."""
     rows: PositiveInt = 64
     """Held-out rows of the new length in the measurement by position."""
+    passkeys: PositiveInt = 10
+    """Texts for each length and depth in which a pass key is hidden and asked for."""
+    answer_limit: PositiveInt = 100
+    """Tokens within which an answer should end by itself, when that is measured."""
 
 
-@stage(version=1)
-def extend(out: Path, settings: Extend, model: Built, tokens: Built) -> dict[str, Any]:
-    """Write weights/ with the new base and context, and positions.json: held-out loss by position, before and after."""
-    return call(
-        "model.evaluation.context:extend",
-        out / "extend.log",
-        source=model / "weights",
-        out=out,
-        heldout=tokens / "heldout",
+@stage(version=2, resumes=True)
+def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str, Any]:
+    """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
+    log, final = out / "extend.log", out / "weights"
+    start = out / "start" if settings.steps else final
+    figures = call(
+        "model.evaluation.context:stretch",
+        log,
+        source=chat / "weights",
+        out=start,
         factor=settings.factor,
-        rows=settings.rows,
+        method=settings.method,
     )
+    if settings.steps:
+        figures |= _adapt(out, settings, chat, tokens)
+    return figures | call(
+        "model.evaluation.context:measure",
+        log,
+        source=chat / "weights",
+        final=final,
+        out=out,
+        tokens=tokens.folder,
+        prompts=chat / "data/prompts.json",
+        factor=settings.factor,
+        method=settings.method,
+        adapted=bool(settings.steps),
+        rows=settings.rows,
+        items=settings.passkeys,
+        answer_limit=settings.answer_limit,
+    )
+
+
+def _adapt(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str, Any]:
+    """Train on at the new length, by the same trainer as everything else."""
+    old = read_json(chat / "weights/COMMIT.json")["config"]["max_position_embeddings"]
+    shape = LlamaConfig(**read_json(out / "start/COMMIT.json")["config"])
+    counts = call(
+        "model.data.adaptation:build",
+        out / "extend.log",
+        out=out / "data",
+        tokens=tokens.folder,
+        conversations=chat / "data",
+        old_context=old,
+        context=shape.max_position_embeddings,
+        rows=settings.steps * settings.batch_size,
+        chat_share=settings.chat_share,
+    )
+    job = settings.job(
+        shape,
+        folder=str(out),
+        train=str(out / "data"),
+        heldout=str(tokens / "heldout"),
+        end_of_text=tokens.figures["end_of_text"],
+        init=str(out / "start"),
+    )
+    trained = run_training("extend", job, [settings.steps], settings.hang_seconds)
+    call("model.training.promote:promote", out / "extend.log", job=out / "job.json", out=out / "weights")
+    return counts | trained

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#8a94a3"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#9566c0", "#8a94a3"
 INK = "#123456"  # stands for the page's own text colour, and is replaced by it
 
 
@@ -63,11 +63,12 @@ def positions(found: dict[str, Any]) -> str:
     figure, axes = _figure()
     edges = found["edges"]
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
-    names = [name for name in found if name not in ("edges", "old_context")]
-    for name, colour in zip(names, (GREY, BLUE, GREEN), strict=False):
-        axes.plot(middles, found[name], "o-", color=colour, label=name)
+    colours = {"unchanged": GREY, "linear": PURPLE, "yarn": GREEN, "ntk": BLUE}
+    for name, losses in found["curves"].items():
+        axes.plot(middles, losses, "o-", color=colours.get(name, ORANGE), label=name, markersize=4)
     axes.axvline(found["old_context"], color=GREY, linewidth=1, linestyle="--")
     _labels(axes, "position, tokens", "loss, nats per token")
+    axes.legend(frameon=False, labelcolor=INK, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
     return _svg(figure)
 
 

@@ -19,6 +19,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; }
 h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p, figcaption { color: var(--soft); margin: .3rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; padding: 0; list-style: none; }
 .facts li { background: var(--tint); border-radius: .5rem; padding: .6rem .9rem; flex: 1 1 9rem; }
@@ -131,6 +132,8 @@ def _chat(done: dict[str, Any]) -> str:
         ["before fine-tuning", 100 * figures["ends_by_itself_before"]],
         ["after", 100 * figures["ends_by_itself"]],
     ]
+    if "extend" in done:
+        rows.append(["with the longer context", 100 * done["extend"]["ends_by_itself"]])
     return f"<h2>Answers that end by themselves, of {figures['asked']} held-out questions</h2>" + table(["", "%"], rows)
 
 
@@ -138,10 +141,20 @@ def _context(folder: Path, done: dict[str, Any]) -> str:
     if "extend" not in done:
         return ""
     figures = done["extend"]
+    found = read_json(folder / "extend/positions.json")
     bases = f"{figures['old_rope_theta']:.6g} → {figures['rope_theta']:.6g}"
-    caption = f"Held-out loss by position. Rotary base {bases} (NTK-aware)."
-    plot = positions(read_json(folder / "extend/positions.json"))
-    return f"<h2>Context</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>"
+    caption = f"Held-out loss by position. Method {figures['method']}; rotary base {bases}."
+    losses = [[name, loss["within"], loss["beyond"]] for name, loss in figures["loss"].items()]
+    depths = sorted({line["depth"] for line in found["passkeys"]})
+    lengths = sorted({line["length"] for line in found["passkeys"]})
+    shares = {(line["length"], line["depth"]): 100 * line["found"] for line in found["passkeys"]}
+    keys = [[f"{length} tokens", *(shares[length, depth] for depth in depths)] for length in lengths]
+    return (
+        f"<h2>Context</h2><figure>{positions(found)}<figcaption>{caption}</figcaption></figure>"
+        + table(["loss, nats per token", f"up to {found['old_context']}", "beyond"], losses)
+        + "<h3>Pass keys told from nine others, % (chance 10)</h3>"
+        + table(["", *(f"at {100 * depth:.0f} % of the text" for depth in depths)], keys)
+    )
 
 
 def _parity(done: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """Stage 4: a model that continues text → one that answers, and stops."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from model.config import LORA_TARGETS, LlamaConfig
-from model.data import instructions
+from model.data import conversations
 from model.files import read_json
 from model.training.job import LoraRecipe
 from tasks.run import Built
@@ -16,14 +16,28 @@ from tasks.train import TrainSection, run_training
 
 
 class Sft(TrainSection):
-    source: str = "docs"
-    """Conversations to learn from: `docs` (questions about the standard library), or JSONL with Dolly's columns."""
+    source: str | dict[str, PositiveFloat] = "docs"
+    """Conversations to learn from: `docs` (questions about the standard library); a file or folder of .jsonl (.gz,
+    .zst) or .parquet with `messages`, Dolly's columns, or OASST's trees; hub:USER/NAME[/CONFIG][@REVISION] of the
+    same; or several, each with how often it is read: {docs = 1, "rows.jsonl" = 2}."""
+    split: str = "train"
+    """The split of a Hub data set."""
+    language: str = ""
+    """Of OASST's trees, only those in this language (`en`); empty: all."""
+    bad_input: Literal["refuse", "skip"] = "refuse"
+    """A row that is no conversation, or that holds nothing to learn, ends the stage, or is left out and counted."""
+    too_long: Literal["skip", "truncate", "refuse"] = "skip"
+    """A conversation longer than the context is left out, cut, or ends the stage; the first two are counted."""
+    train_end: bool = True
+    """Learn the token that ends an answer. Off, answers never end: to see what it is for."""
+    method: Literal["lora", "full"] = "lora"
+    """Low-rank updates beside frozen weights, or all weights (which wants a smaller learning_rate, 2e-4 say)."""
     steps: PositiveInt = 150
     """Optimizer steps."""
     batch_size: PositiveInt = 8
     """Rows in a step; each holds as many whole conversations as fit."""
     learning_rate: PositiveFloat = 4e-3
-    """Peak learning rate of the low-rank updates."""
+    """Peak learning rate."""
     warmup_steps: PositiveInt = 10
     """Steps over which the rate rises to its peak."""
     lora_rank: PositiveInt = 16
@@ -44,20 +58,34 @@ class Sft(TrainSection):
             raise ValueError(f"sft.lora_targets: {sorted(unknown)[0]!r} is not one of {', '.join(LORA_TARGETS)}.")
         return targets
 
+    def weights(self) -> dict[str, float]:
+        """Each source, and how often it is read."""
+        return {self.source: 1.0} if isinstance(self.source, str) else self.source
+
+    def lora(self) -> LoraRecipe | None:
+        if self.method == "full":
+            return None
+        return LoraRecipe(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
+
     def fingerprint(self) -> str:
-        return instructions.fingerprint(self.source)
+        return "\n".join(map(conversations.fingerprint, self.weights()))
 
 
-@stage(version=1, resumes=True)
+@stage(version=2, resumes=True)
 def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
-    """Conversations → adapter/ (PEFT) and weights/ (merged), by the same trainer as pretraining."""
+    """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
     data = out / "data"
     counts = call(
-        "model.data.instructions:pack",
+        "model.data.packing:pack",
         out / "sft.log",
         out=data,
-        source=settings.source,
+        source=settings.weights(),
+        split=settings.split,
+        language=settings.language,
+        too_long=settings.too_long,
+        bad_input=settings.bad_input,
+        train_end=settings.train_end,
         tokenizer=tokens / "tokenizer.json",
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
@@ -69,7 +97,7 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         heldout=str(data / "heldout"),
         end_of_text=tokens.figures["end_of_text"],
         init=str(base / "weights"),
-        lora=LoraRecipe(rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets),
+        lora=settings.lora(),
     )
     trained = run_training("sft", job, [settings.steps], settings.hang_seconds)
     measured = call(

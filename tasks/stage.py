@@ -66,14 +66,18 @@ def stage(*, version: int, resumes: bool = False) -> Callable[[Body], Stage]:
     return lambda body: Stage(body, version=version, resumes=resumes)
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=[2, 10],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_retrying,
-)
+# How a task that works on a stage is tried again.
+RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 2,
+    "retry_delay_seconds": [2, 10],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_retrying,
+}
+
+
+@task(**RETRIED)
 def build(stage: Stage, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
     """A stage as a task run."""
     return stage.build(run, key, inputs)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from model.data import blocks, sources, tokenizer
@@ -18,7 +17,7 @@ from model.errors import KodaError
 from model.files import read_json
 from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
-from tasks.stage import stage, worth_retrying
+from tasks.stage import RETRIED, stage
 
 SHOWN = 3  # decisions about documents that are told; all of them are in notes.json
 TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
@@ -27,15 +26,14 @@ TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 class Tokenize(Section):
     source: str | dict[str, PositiveFloat] = "docs"
     """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet;
-    hub:USER/NAME or hub:USER/NAME/CONFIG, streamed from the Hugging Face Hub; or `docs`, the documentation installed
+    hub:USER/NAME[/CONFIG][@REVISION], streamed from the Hugging Face Hub, at the newest commit where none is named
+    (it is recorded); or `docs`, the documentation installed
     on this machine (`docs:stdlib,numpy` for some of it). Several, each with how often it is read:
     {docs = 1, notes = 2.5}; where that is not whole, a document's hash decides."""
     text_column: str = "text"
     """The column of JSONL, Parquet and Hub rows that holds the text."""
     split: str = "train"
     """The split of a Hub data set."""
-    revision: str = ""
-    """The commit, tag or branch of a Hub data set; empty: the newest when the stage first runs, which is recorded."""
     limit: NonNegativeInt = 0
     """Documents that are kept of each source at most; 0: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
@@ -106,15 +104,7 @@ def tokenize(out: Path, settings: Tokenize) -> dict[str, Any]:
     return figures
 
 
-@task(
-    name="tokenize",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=[2, 10],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="tokenize", **RETRIED)
 def _here(out: Path, settings: Tokenize) -> dict[str, Any]:
     """On this machine; a worker that dies fails the task, which goes on at the blocks that stand."""
     workers = settings.workers or len(os.sched_getaffinity(0))
@@ -144,7 +134,7 @@ def _on_dask(address: str) -> Any:
     return spread_out
 
 
-@task(name="tokenize parts", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_condition_fn=worth_retrying)
+@task(name="tokenize parts", **RETRIED)
 def parts(works: list[Work]) -> list[Report]:
     """Some parts, wherever the engine has room."""
     return [blocks.fill(work) for work in works]

@@ -48,17 +48,19 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
     return _encode(tokenizer, messages, _ANSWER).ids
 
 
-def encode(tokenizer: Tokenizer, messages: list[Message]) -> Tokens:
-    """The token ids of a conversation. What the assistant says is trained, and so is the token that ends it."""
-    return _encode(tokenizer, messages, "")
+def encode(tokenizer: Tokenizer, messages: list[Message], train_end: bool = True) -> Tokens:
+    """The token ids of a conversation. What the assistant says is trained, and with `train_end` the token that ends it:
+    a model that never learned that one talks on and on.
+    """
+    return _encode(tokenizer, messages, "", train_end)
 
 
-def _encode(tokenizer: Tokenizer, messages: list[Message], last: str) -> Tokens:
+def _encode(tokenizer: Tokenizer, messages: list[Message], last: str, train_end: bool = True) -> Tokens:
     ids: list[int] = []
     trained: list[bool] = []
 
-    def add(text: str, learn: bool, *more: int) -> None:
-        new = [*(encode_plain(tokenizer, [text])[0] if text else []), *more]
+    def add(text: str, learn: bool) -> None:
+        new = encode_plain(tokenizer, [text])[0] if text else []
         ids.extend(new)
         trained.extend([learn] * len(new))
 
@@ -67,7 +69,9 @@ def _encode(tokenizer: Tokenizer, messages: list[Message], last: str) -> Tokens:
         text = _COMPILED.render(messages=[message], eos_token="", add_generation_prompt=False)
         if message["role"] == "assistant":
             add(heard + _ANSWER, False)
-            add(text.removeprefix(_ANSWER), True, end_of_text(tokenizer))
+            add(text.removeprefix(_ANSWER), True)
+            ids.append(end_of_text(tokenizer))
+            trained.append(train_end)
             heard = ""
         else:
             heard += text

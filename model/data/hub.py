@@ -1,68 +1,70 @@
 """Data sets on the Hugging Face Hub, streamed by `datasets`: nothing is downloaded before it is read.
 
-`hub:NAME` or `hub:USER/NAME`, with `/CONFIG` behind the latter where the data set has several. The revision is looked
-up once, so that every part of a corpus is read from one commit.
+`hub:NAME` or `hub:USER/NAME`, with `/CONFIG` behind the latter where the data set has several, and `@REVISION` to pin
+it. The revision is looked up once, so that every part of a corpus is read from one commit.
 """
 
 import functools
-import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from model.data.document import Document, Flaw
-from model.data.readers import cell, no_column
+from model.data.readers import Row
 from model.errors import KodaError
 
 PREFIX = "hub:"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 PATIENCE = 10.0  # seconds that the Hub has to answer
 
 
-def names(source: str) -> tuple[str, str | None]:
-    """`hub:user/name/config` → the data set's name and its configuration. Raises KodaError for anything else."""
-    match source.removeprefix(PREFIX).split("/"):
+class Named(NamedTuple):
+    """A data set on the Hub."""
+
+    name: str
+    config: str | None
+    revision: str | None  # a commit, a tag or a branch
+
+
+def named(source: str) -> Named:
+    """`hub:user/name/config@revision` in its parts. Raises KodaError for anything else."""
+    path, _, revision = source.removeprefix(PREFIX).partition("@")
+    match path.split("/"):
         case [name] if name:
-            return name, None
+            return Named(name, None, revision or None)
         case [user, name] if user and name:
-            return f"{user}/{name}", None
+            return Named(f"{user}/{name}", None, revision or None)
         case [user, name, config] if user and name and config:
-            return f"{user}/{name}", config
-    raise KodaError(f"tokenize.source = {source!r}: a Hub data set is named hub:USER/NAME or hub:USER/NAME/CONFIG.")
+            return Named(f"{user}/{name}", config, revision or None)
+    raise KodaError(f"{source!r}: a Hub data set is named hub:USER/NAME, with /CONFIG and @REVISION behind if need be.")
 
 
-def commit(source: str, revision: str) -> str:
-    """The commit that `revision` (a branch, a tag, a commit; empty: the newest) names now.
+def commit(source: str) -> str:
+    """The commit that the source's revision names now (the newest one, if it names none).
 
     Raises KodaError at once where the Hub cannot be reached or has no such data set.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    name, _ = names(source)
+    name, _, revision = named(source)
     try:
-        found = HfApi().dataset_info(name, revision=revision or None, timeout=PATIENCE).sha
+        found = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).sha
     except RevisionNotFoundError:
-        raise KodaError(f"{source} has no revision {revision!r} (tokenize.revision).") from None
+        raise KodaError(f"{source}: {name} has no such revision.") from None
     except RepositoryNotFoundError:
         raise KodaError(
             f"{source} is not on the Hub, or needs a token that may read it (HF_TOKEN in the environment)."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise KodaError(_offline(source, name, revision, error)) from None
-    except Exception as error:  # httpx's connection errors are no OSError
-        if not type(error).__module__.startswith(("httpx", "httpcore")):
+    except Exception as error:
+        # Which HTTP library there is underneath, and so what its errors are, has changed and may again.
+        if not isinstance(error, HfHubHTTPError | OSError) and not type(error).__module__.startswith("http"):
             raise
-        raise KodaError(_offline(source, name, revision, error)) from None
+        pinned = f" --revision {revision}" if revision else ""
+        raise KodaError(
+            f"{source} cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a "
+            f"network: `hf download --repo-type dataset {name}{pinned} --local-dir FOLDER`; then name FOLDER as the "
+            "source."
+        ) from None
     assert found is not None
     return found
-
-
-def _offline(source: str, name: str, revision: str, error: Exception) -> str:
-    pinned = f" --revision {revision}" if revision else ""
-    return (
-        f"{source} cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a network: "
-        f"`hf download --repo-type dataset {name}{pinned} --local-dir FOLDER`; then here: tokenize.source=FOLDER."
-    )
 
 
 def shards(name: str, config: str | None, split: str, revision: str | None) -> int:
@@ -70,15 +72,11 @@ def shards(name: str, config: str | None, split: str, revision: str | None) -> i
     return _opened(name, config, split, revision).num_shards
 
 
-def documents(
-    name: str, config: str | None, split: str, revision: str | None, column: str, index: int
-) -> Iterator[Document | Flaw]:
-    """The rows of one of these parts."""
+def rows(name: str, config: str | None, split: str, revision: str | None, index: int) -> Iterator[Row]:
+    """The rows of one of these parts, each with where it is."""
     opened = _opened(name, config, split, revision)
-    part = opened.shard(num_shards=opened.num_shards, index=index)
-    for number, row in enumerate(part):
-        where = f"{PREFIX}{name}, part {index}, row {number}"
-        yield cell(where, column, row[column]) if column in row else no_column(where, column, list(row))
+    for number, row in enumerate(opened.shard(num_shards=opened.num_shards, index=index)):
+        yield f"{PREFIX}{name}, part {index}, row {number}", row
 
 
 @functools.lru_cache(maxsize=8)  # listing a data set of 59,166 files takes a while

@@ -96,9 +96,7 @@ def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """What is to be read, decided once: a life that goes on reads the same parts, and the same commit of a data set."""
     path = folder / "plan.json"
     if not path.is_file():
-        commits = {
-            source: sources.hub.commit(source, recipe.revision) for source in recipe.source if sources.is_hub(source)
-        }
+        commits = {source: sources.hub.commit(source) for source in recipe.source if sources.is_hub(source)}
         parts = [
             part._asdict()
             for source in recipe.source

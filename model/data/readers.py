@@ -6,7 +6,7 @@ Nothing is read whole that can be read piece by piece, nothing is guessed, and n
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ from model.data.document import EMPTY, Document, Flaw
 
 CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
 Found = Iterator[Document | Flaw]
+Row = tuple[str, dict[str, Any]]  # where it is, and its columns
 
 
 def text(path: Path, note: Callable[[str], None]) -> Found:
@@ -45,26 +46,46 @@ def text(path: Path, note: Callable[[str], None]) -> Found:
 
 def jsonl(path: Path, column: str, start: int, stop: int) -> Found:
     """The lines of a JSONL file that begin in bytes `start … stop`."""
+    return texts(_lines(path, start, stop), column)
+
+
+def compressed_jsonl(path: Path, column: str) -> Found:
+    """The lines of a `.jsonl.gz` or `.jsonl.zst`; one that was cut short gives what is whole, and a flaw."""
+    return texts(_compressed_lines(path), column)
+
+
+def parquet(path: Path, column: str, start: int, stop: int) -> Found:
+    """Row groups `start … stop` of a Parquet file."""
+    return texts(_parquet_rows(path, [column], start, stop), column)
+
+
+def rows(path: Path) -> Iterator[Row | Flaw]:
+    """Every row of a JSONL or Parquet file, packed or not, with all its columns."""
+    if path.suffix in (".gz", ".zst"):
+        return _compressed_lines(path)
+    return _parquet_rows(path) if path.suffix == ".parquet" else _lines(path)
+
+
+def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row | Flaw]:
     try:
         with path.open("rb") as file:
-            if start:  # the line that the byte before belongs to is the part's before this one
+            if start and stop is not None:  # the line that the byte before belongs to is the part's before this one
                 file.seek(start - 1)
                 rest = file.readline(stop - start + 1)
                 if not rest.endswith(b"\n"):
                     return  # no line begins here
                 start += len(rest) - 1
-            yield from _rows(file, str(path), column, start, stop)
+            yield from _objects(file, str(path), start, stop)
     except OSError as error:
         yield _unreadable(path, error)
 
 
-def compressed_jsonl(path: Path, column: str) -> Found:
-    """The lines of a `.jsonl.gz` or `.jsonl.zst`; one that was cut short gives what is whole, and a flaw."""
+def _compressed_lines(path: Path) -> Iterator[Row | Flaw]:
     try:
         with path.open("rb") as raw:
             opened = _Decompressed(raw, _gzip if path.suffix == ".gz" else _zstandard)
             with io.BufferedReader(opened, 1 << 17) as file:
-                yield from _rows(file, str(path), column, 0, None)
+                yield from _objects(file, str(path), 0, None)
     except EOFError:
         yield Flaw(str(path), "truncated", "it ends in the middle; it was cut short when it was written or copied")
     except (zlib.error, zstandard.ZstdError) as error:
@@ -73,22 +94,35 @@ def compressed_jsonl(path: Path, column: str) -> Found:
         yield _unreadable(path, error)
 
 
-def parquet(path: Path, column: str, start: int, stop: int) -> Found:
-    """Row groups `start … stop` of a Parquet file."""
+def _parquet_rows(
+    path: Path, columns: list[str] | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[Row | Flaw]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                yield no_column(str(path), column, file.schema_arrow.names)
+            there = file.schema_arrow.names
+            if missing := set(columns or ()) - set(there):
+                yield no_column(str(path), missing.pop(), there)
                 return
-            row = sum(file.metadata.row_group(group).num_rows for group in range(start))
-            for batch in file.iter_batches(256, list(range(start, stop)), [column]):
-                for value in batch.column(0):
-                    yield cell(f"{path}, row {row}", column, value.as_py())
-                    row += 1
+            groups = range(start, file.num_row_groups if stop is None else stop)
+            number = sum(file.metadata.row_group(group).num_rows for group in range(start))
+            for batch in file.iter_batches(256, list(groups), columns):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
     except pyarrow.ArrowInvalid as error:
         yield Flaw(str(path), "damaged", f"it is not a whole Parquet file ({str(error).splitlines()[0]})")
     except OSError as error:
         yield _unreadable(path, error)
+
+
+def texts(found: Iterable[Row | Flaw], column: str) -> Found:
+    """The documents in a column of rows."""
+    for one in found:
+        if isinstance(one, Flaw):
+            yield one
+        else:
+            name, row = one
+            yield cell(name, column, row[column]) if column in row else no_column(name, column, list(row))
 
 
 def cell(name: str, column: str, value: object) -> Document | Flaw:
@@ -114,7 +148,7 @@ def no_column(name: str, column: str, there: list[str]) -> Flaw:
     return Flaw(name, "no_column", f"it has no column {column!r}, only {', '.join(sorted(there))}")
 
 
-def _rows(file: BinaryIO, path: str, column: str, position: int, stop: int | None) -> Found:
+def _objects(file: BinaryIO, path: str, position: int, stop: int | None) -> Iterator[Row | Flaw]:
     """JSON objects, one a line, from here to the last line that begins before `stop`."""
     for line in file:
         if stop is not None and position >= stop:
@@ -128,12 +162,7 @@ def _rows(file: BinaryIO, path: str, column: str, position: int, stop: int | Non
             if line.strip():
                 yield Flaw(name, "not_json", f"the line is not JSON ({error})")
         else:
-            if isinstance(row, dict) and column in row:
-                yield cell(name, column, row[column])
-            elif isinstance(row, dict):
-                yield no_column(name, column, list(row))
-            else:
-                yield Flaw(name, "not_json", "the line is not a JSON object")
+            yield (name, row) if isinstance(row, dict) else Flaw(name, "not_json", "the line is not a JSON object")
 
 
 def _unreadable(path: Path, error: OSError) -> Flaw:

@@ -12,7 +12,6 @@ class Recipe:
     vocab_size: int
     text_column: str
     split: str
-    revision: str
     limit: int
     shortest: int
     longest: int

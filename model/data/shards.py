@@ -128,6 +128,7 @@ class Shards:
         path = folder / MANIFEST
         if not path.is_file():
             raise KodaError(f"{folder} holds no token shards: there is no {MANIFEST} in it.")
+        self.folder = folder
         self.manifest: dict[str, Any] = read_json(path)
         self.tokens = [_open(folder / shard["file"], shard["tokens"]) for shard in self.manifest["shards"]]
         self.marks = (
@@ -149,6 +150,14 @@ class Shards:
         return self._slice(self.tokens, start, count).astype(np.int32), (
             None if self.marks is None else self._slice(self.marks, start, count)
         )
+
+    def documents(self) -> list[np.ndarray]:
+        """Where documents begin in each shard; the last number is the shard's length, which may end within one."""
+        found = []
+        for shard, tokens in zip(self.manifest["shards"], self.tokens, strict=True):
+            starts = np.load((self.folder / shard["file"]).with_suffix(".starts.npy"), allow_pickle=False)
+            found.append(np.append(starts, len(tokens)).astype(np.int64))
+        return found
 
     def _slice(self, shards: list[np.ndarray], start: int, count: int) -> np.ndarray:
         first = int(np.searchsorted(self.starts, start, side="right")) - 1

@@ -33,12 +33,12 @@ class Part(NamedTuple):
 
 def fingerprint(source: str) -> str:
     """What the source holds. Files: their names and content up to SMALL bytes in all, beyond that their sizes and times
-    of change. `docs`: the versions of the packages. The Hub: its name alone, the revision is a setting.
+    of change. `docs`: the versions of the packages. The Hub: its name alone.
     """
     if is_docs(source):
         return docs.fingerprint(source)
     if is_hub(source):
-        hub.names(source)
+        hub.named(source)
         return ""
     found = [(path, path.stat()) for path in files(source) if path.exists()]
     small = sum(stat.st_size for _, stat in found) <= SMALL
@@ -58,7 +58,8 @@ def parts(source: str, recipe: Recipe, commit: str) -> list[Part]:
     if is_docs(source):
         return [Part(source, "docs")]
     if is_hub(source):
-        count = hub.shards(*hub.names(source), recipe.split, commit)
+        name, config, _ = hub.named(source)
+        count = hub.shards(name, config, recipe.split, commit)
         return [Part(source, "hub", (commit,), start=index) for index in range(count)]
     return list(_together(_file_parts(source, path) for path in files(source)))
 
@@ -71,8 +72,9 @@ def documents(
         case "docs":
             yield from docs.documents(part.source, workers)
         case "hub":
-            name, config = hub.names(part.source)
-            yield from hub.documents(name, config, recipe.split, part.paths[0], recipe.text_column, part.start)
+            name, config, _ = hub.named(part.source)
+            rows = hub.rows(name, config, recipe.split, part.paths[0], part.start)
+            yield from readers.texts(rows, recipe.text_column)
         case "text":
             for path in part.paths:
                 yield from readers.text(Path(path), note)
@@ -92,28 +94,28 @@ def is_hub(source: str) -> bool:
     return source.startswith(hub.PREFIX)
 
 
-def files(source: str) -> list[Path]:
-    """The files of text in a folder and those below it, or the one file that `source` names."""
+def files(source: str, suffixes: tuple[str, ...] = SUFFIXES, setting: str = "tokenize.source") -> list[Path]:
+    """The files of these kinds in a folder and those below it, or the one file that `source` names."""
     root = Path(source)
     if root.is_file():
         return [root]
     if not root.exists():
         raise KodaError(
-            f"tokenize.source = {source!r} does not exist. It takes a file or a folder of text, `docs` (the "
+            f"{setting} = {source!r} does not exist. It takes a file or a folder, `docs` (the "
             "documentation on this machine), or hub:USER/NAME (a data set on the Hugging Face Hub)."
         )
 
     def refuse(error: OSError) -> None:
-        raise KodaError(f"{error.filename}: {error.strerror}. Every folder of tokenize.source must be readable.")
+        raise KodaError(f"{error.filename}: {error.strerror}. Every folder of {setting} must be readable.")
 
     found = sorted(
         Path(folder, name)
         for folder, _, names in os.walk(root, onerror=refuse)
         for name in names
-        if name.endswith(SUFFIXES)
+        if name.endswith(suffixes)
     )
     if not found:
-        raise KodaError(f"tokenize.source = {source!r} holds no text: no file there ends in {', '.join(SUFFIXES)}.")
+        raise KodaError(f"{setting} = {source!r} holds no text: no file there ends in {', '.join(suffixes)}.")
     return found
 
 

@@ -1,9 +1,9 @@
-"""A longer context: the NTK-aware change of the rotary base, and the loss by position before and after."""
+"""A longer context: the same weights under other rotary positions, and what they are worth there."""
 
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,56 +11,104 @@ import numpy as np
 from flax import nnx
 
 from model import weights
+from model.config import LlamaConfig
+from model.data import tokenizer as tokenizers
 from model.data.batches import Batches
+from model.data.shards import Shards
+from model.evaluation.endings import ending_share
+from model.evaluation.passkey import passkeys
+from model.evaluation.score import Scorer
 from model.files import write_json
 from model.llama import Llama
 from model.rope import ntk_theta
 
-BINS = 16  # points of the curve over the doubled context
+Method = Literal["unchanged", "linear", "yarn", "ntk"]
+BINS = 16  # points of the curve over the longer context
 BATCH = 4
 
 
-def extend(source: str, out: str, heldout: str, factor: float, rows: int) -> dict[str, Any]:
-    """Write `out`/weights: the model of `source` with its context `factor` times as long; returns the figures.
-
-    positions.json holds the held-out loss by position, for the old base and for the new one.
-    """
-    old = weights.load(Path(source))
-    config = old.config
-    theta = ntk_theta(config.rope_theta, factor, config.head_dim)
+def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig:
+    """The configuration for a context `factor` times as long."""
     context = int(config.max_position_embeddings * factor)
-    new = stretched(old, context, theta)
-    curves = {}
-    for label, model in (("unchanged", stretched(old, context, config.rope_theta)), ("ntk", new)):
-        curves[label] = loss_by_position(model, Path(heldout), context, rows)
-    weights.save(Path(out) / "weights", new)
+    longer = replace(config, max_position_embeddings=context)
+    if method == "unchanged":
+        return longer
+    if method == "ntk":
+        return replace(longer, rope_theta=ntk_theta(config.rope_theta, factor, config.head_dim))
+    original = config.max_position_embeddings
+    return replace(longer, rope_scaling=method, rope_factor=factor, rope_original_context=original)
+
+
+def stretch(source: str, out: str, factor: float, method: Method) -> dict[str, Any]:
+    """Write the model of `source` to `out` with its context stretched; its numbers stay as they are."""
+    model = weights.load(Path(source))
+    config = stretched(model.config, factor, method)
+    weights.save(Path(out), under(model, config))
+    return {
+        "context": config.max_position_embeddings,
+        "method": method,
+        "rope_theta": config.rope_theta,
+        "old_rope_theta": model.config.rope_theta,
+    }
+
+
+def measure(
+    source: str,
+    final: str,
+    out: str,
+    tokens: str,
+    prompts: str,
+    factor: float,
+    method: Method,
+    adapted: bool,
+    rows: int,
+    items: int,
+    answer_limit: int,
+) -> dict[str, Any]:
+    """Compare the model of `source` under every way of reading further, and the `final` one; returns the figures.
+
+    positions.json holds the held-out loss by position of each, and how many pass keys the final one finds. Whether it
+    still ends its answers is asked with the held-out `prompts`.
+    """
+    old, new = weights.load(Path(source)), weights.load(Path(final))
+    half, context = old.config.max_position_embeddings, new.config.max_position_embeddings
+    models: dict[str, Llama] = {name: under(old, stretched(old.config, factor, name)) for name in get_args(Method)}
+    if adapted:
+        models[f"{method}, adapted"] = new
+    heldout = Path(tokens) / "heldout"
+    curves = {name: loss_by_position(model, heldout, context, rows) for name, model in models.items()}
+    learned = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
+    shards = Shards(heldout)
+    found = passkeys(Scorer(new), learned, shards.read(0, len(shards))[0], items)
     edges = [context * number // BINS for number in range(BINS + 1)]
     write_json(
         Path(out) / "positions.json",
         {
-            "old_context": config.max_position_embeddings,
+            "old_context": half,
             "edges": edges,
-            **{label: [float(curve[a:b].mean()) for a, b in pairwise(edges)] for label, curve in curves.items()},
+            "curves": {name: [float(curve[a:b].mean()) for a, b in pairwise(edges)] for name, curve in curves.items()},
+            "passkeys": found,
         },
     )
-    half = config.max_position_embeddings
+    unchanged, last = curves["unchanged"], curves[f"{method}, adapted" if adapted else method]
+    end = slice(3 * half // 4, half)  # the last quarter of the old context
     return {
-        "context": context,
-        "rope_theta": theta,
-        "old_rope_theta": config.rope_theta,
-        **{
-            f"loss_{part}_{label}": round(float(curve[span].mean()), 4)
-            for label, curve in curves.items()
-            for part, span in (("within", slice(0, half)), ("beyond", slice(half, None)))
+        # Loss at the old lengths, against the model before; and beyond, against what the old context ends with.
+        "old_lengths_ratio": round(float(last[:half].mean() / unchanged[:half].mean()), 4),
+        "beyond_ratio": round(float(last[half:].mean() / last[end].mean()), 4),
+        "beyond_ratio_before": round(float(unchanged[half:].mean() / unchanged[end].mean()), 4),
+        **ending_share(new, learned, Path(prompts), answer_limit),
+        "passkeys_found": round(float(np.mean([line["found"] for line in found])), 3),
+        "loss": {
+            name: {"within": round(float(curve[:half].mean()), 4), "beyond": round(float(curve[half:].mean()), 4)}
+            for name, curve in curves.items()
         },
     }
 
 
-def stretched(model: Llama, context: int, theta: float) -> Llama:
-    """The same weights under another context and rotary base."""
-    graph, state = weights.abstract(
-        replace(model.config, max_position_embeddings=context, rope_theta=theta), model.compute
-    )
+def under(model: Llama, config: LlamaConfig) -> Llama:
+    """The same weights under another configuration of positions."""
+    graph, state = weights.abstract(config, model.compute)
     return weights.build(graph, state, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 

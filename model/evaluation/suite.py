@@ -15,6 +15,7 @@ from model.data.prepare import heldout_documents
 from model.evaluation import homemade
 from model.evaluation.generate import Generator
 from model.evaluation.score import Scorer
+from model.sampling import Sampling
 
 
 def evaluate(model: str, base: str, tokens: str, items: int, max_bytes: int) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def samples(model: weights.Llama, tokenizer: Tokenizer) -> list[dict[str, str]]:
         {
             "prompt": prompt,
             "text": tokenizer.decode(
-                list(generate(_ids(tokenizer, prompt), limit=60, stop=stop, temperature=0.8, seed=seed))
+                list(generate(_ids(tokenizer, prompt), stop, Sampling(limit=60, temperature=0.8, seed=seed)))
             ),
         }
         for seed, prompt in enumerate(PROMPTS)

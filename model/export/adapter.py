@@ -8,17 +8,14 @@ from safetensors.numpy import save_file
 
 from model import weights
 from model.config import LORA_TARGETS
-from model.data import chat
 from model.data import tokenizer as tokenizers
-from model.evaluation.generate import ending_share
+from model.evaluation.endings import ending_share
 from model.export.names import MODULES
-from model.files import read_json, write_json
+from model.files import write_json
 from model.llama import Llama
 from model.lora import Lora, adapted, merge_lora
 from model.training.job import Job, LoraRecipe
 from model.training.promote import restored, trained
-
-ASKED = 40  # held-out questions put to the model
 
 
 def finish(job: str, tokenizer: str, prompts: str, out: str, answer_limit: int) -> dict[str, Any]:
@@ -35,16 +32,12 @@ def finish(job: str, tokenizer: str, prompts: str, out: str, answer_limit: int) 
     weights.save(Path(out) / "weights", model)
 
     learned = tokenizers.load(tokenizer)
-    stop = tokenizers.end_of_text(learned)
-    lines = [line["question"] for line in read_json(Path(prompts))][:ASKED]
-    asked = [chat.encode_prompt(learned, [{"role": "user", "content": line}]) for line in lines]
     assert order.init is not None
-    before = weights.load(Path(order.init))
+    before = ending_share(weights.load(Path(order.init)), learned, Path(prompts), answer_limit)
     return {
         "heldout_loss": round(facts["heldout_loss"], 4),
-        "ends_by_itself_before": ending_share(before, asked, limit=answer_limit, stop=stop),
-        "ends_by_itself": ending_share(model, asked, limit=answer_limit, stop=stop),
-        "asked": len(asked),
+        "ends_by_itself_before": before["ends_by_itself"],
+        **ending_share(model, learned, Path(prompts), answer_limit),
     }
 
 

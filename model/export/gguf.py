@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType, quants
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType, quants
 
 from model.config import LlamaConfig
 from model.data.chat import TEMPLATE
@@ -59,6 +59,10 @@ def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)  # llama.cpp silently takes 10000 without it
+    if shape.rope_scaling != "none":
+        writer.add_rope_scaling_type(RopeScalingType(shape.rope_scaling))
+        writer.add_rope_scaling_factor(shape.rope_factor)
+        writer.add_rope_scaling_orig_ctx_len(shape.rope_original_context)
     writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
 
 

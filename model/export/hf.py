@@ -16,6 +16,9 @@ from model.export.names import to_hf
 from model.files import write_json
 from model.llama import Llama
 
+# Fields of LlamaConfig that config.json says in another form, or cannot say.
+OURS = {"qk_norm", "rope_scaling", "rope_factor", "rope_original_context"}
+
 
 def write(folder: Path, model: Llama, tokenizer_file: Path, dtype: str) -> None:
     """Write a model and its tokenizer to `folder`."""
@@ -34,18 +37,23 @@ def write(folder: Path, model: Llama, tokenizer_file: Path, dtype: str) -> None:
 
 def config(shape: LlamaConfig, end: int, dtype: str) -> dict[str, Any]:
     """config.json. The rotary base is written three times over: transformers 5 reads `rope_parameters`; transformers 4
-    and mlx-lm read `rope_theta`, and without it silently take 10000."""
+    and mlx-lm read `rope_theta`, and without it silently take 10000. Where positions are scaled, likewise."""
+    scaling = None
+    if shape.rope_scaling != "none":
+        original = shape.rope_original_context
+        scaling = {"rope_type": shape.rope_scaling, "type": shape.rope_scaling, "factor": shape.rope_factor}
+        scaling |= {"original_max_position_embeddings": original} if shape.rope_scaling == "yarn" else {}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{name: value for name, value in shape.to_dict().items() if name != "qk_norm"},
+        **{name: value for name, value in shape.to_dict().items() if name not in OURS},
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, **(scaling or {})},
+        "rope_scaling": scaling,
         "bos_token_id": end,
         "eos_token_id": end,
         "pad_token_id": end,

@@ -8,7 +8,8 @@ import numpy as np
 from model.data.encoder import HARD
 from model.data.shards import Shards
 from model.errors import KodaError
-from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
+from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime, answer
+from model.sampling import Sampling
 
 TEXTS = 4  # pieces of held-out text
 
@@ -60,9 +61,9 @@ def compare(
             raise KodaError(
                 f"{path} splits {string!r} into {found_ids[:20]}…, the tokenizer into {expected_ids[:20]}…."
             )
-    answer = runtime.answer([{"role": "user", "content": "What does `os.path.join` do?"}], context // 2)
-    expected_answer = reference.answer([{"role": "user", "content": "What does `os.path.join` do?"}], context // 2)
-    return {**figures, "answer": answer.text, "stopped": answer.stopped, "same_answer": answer == expected_answer}
+    question, greedy = [{"role": "user", "content": "What does `os.path.join` do?"}], Sampling(limit=context // 2)
+    said, expected_answer = answer(runtime, question, greedy), answer(reference, question, greedy)
+    return {**figures, "answer": said.text, "stopped": said.stopped, "same_answer": said == expected_answer}
 
 
 def divergence(expected: np.ndarray, found: np.ndarray) -> float:

@@ -5,13 +5,16 @@ which the others are compared with.
 """
 
 import json
+import threading
 import urllib.request
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from model.data import chat
+from model.sampling import Sampling
 
 
 class Answer(NamedTuple):
@@ -19,6 +22,9 @@ class Answer(NamedTuple):
 
     text: str
     stopped: bool
+
+
+Said = Generator[str, None, bool]  # pieces of text
 
 
 class Runtime(Protocol):
@@ -30,8 +36,20 @@ class Runtime(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """The ids the runtime's own tokenizer gives a text."""
 
-    def answer(self, messages: list[chat.Message], limit: int) -> Answer:
-        """The greedy answer to a conversation, through the runtime's own chat template."""
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
+        """The answer to a conversation, through the runtime's own chat template, as it is made; returns whether it
+        ended by itself."""
+
+
+def answer(runtime: Runtime, messages: list[chat.Message], sampling: Sampling) -> Answer:
+    """The whole answer to a conversation."""
+    said = runtime.stream(messages, sampling)
+    pieces: list[str] = []
+    while True:
+        try:
+            pieces.append(next(said))
+        except StopIteration as end:
+            return Answer("".join(pieces), bool(end.value))
 
 
 class Jax:
@@ -55,9 +73,14 @@ class Jax:
 
         return encode_plain(self.tokenizer, [text])[0]
 
-    def answer(self, messages: list[chat.Message], limit: int) -> Answer:
-        ids = list(self.generator(chat.encode_prompt(self.tokenizer, messages), limit=limit, stop=self.stop))
-        return Answer(self.tokenizer.decode([i for i in ids if i != self.stop]), ids[-1] == self.stop)
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
+        from tokenizers.decoders import DecodeStream
+
+        decoder, token = DecodeStream(skip_special_tokens=True), None
+        for token in self.generator(chat.encode_prompt(self.tokenizer, messages), self.stop, sampling):
+            if piece := decoder.step(self.tokenizer, token):
+                yield piece
+        return token == self.stop
 
 
 class HuggingFace:
@@ -80,13 +103,31 @@ class HuggingFace:
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, split_special_tokens=True)["input_ids"]
 
-    def answer(self, messages: list[chat.Message], limit: int) -> Answer:
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
+        from transformers import TextIteratorStreamer
+
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        out = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False)
-        new = out[0, inputs["input_ids"].shape[1] :]
-        return Answer(self.tokenizer.decode(new, skip_special_tokens=True), int(new[-1]) == self.tokenizer.eos_token_id)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        settings: dict[str, Any] = {"max_new_tokens": sampling.limit, "do_sample": sampling.temperature > 0}
+        if sampling.temperature > 0:
+            self.torch.manual_seed(sampling.seed)
+            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        settings["repetition_penalty"] = sampling.repetition_penalty
+        out: list[Any] = []
+
+        def generate() -> None:
+            try:
+                out.append(self.model.generate(**inputs, **settings, streamer=streamer))
+            finally:
+                streamer.end()  # also where it failed, so that nobody waits for more
+
+        worker = threading.Thread(target=generate)
+        worker.start()
+        yield from streamer
+        worker.join()
+        return int(out[0][0, -1]) == self.tokenizer.eos_token_id
 
 
 class LlamaCpp:
@@ -110,13 +151,16 @@ class LlamaCpp:
         self.letter = self.tokenize("a")[0]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
+        with self._open(path, body) as reply:
+            return json.load(reply)
+
+    def _open(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(
             f"{self.server.listening_address}{path}",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=120) as reply:
-            return json.load(reply)
+        return urllib.request.urlopen(request, timeout=120)
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
         # The server lists nothing where the chosen token ends the text or is half a letter. So the choice is forced;
@@ -132,10 +176,34 @@ class LlamaCpp:
     def tokenize(self, text: str) -> list[int]:
         return self._post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
 
-    def answer(self, messages: list[chat.Message], limit: int) -> Answer:
-        reply = self._post("/v1/chat/completions", {"messages": messages, "max_tokens": limit, "temperature": 0})
-        choice = reply["choices"][0]
-        return Answer(choice["message"]["content"], choice["finish_reason"] == "stop")
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
+        asked = {
+            "messages": messages,
+            "stream": True,
+            "max_tokens": sampling.limit,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "repeat_penalty": sampling.repetition_penalty,
+            "repeat_last_n": 1 << 20,  # as far back as in the other runtimes: to the beginning
+            "samplers": ["penalties", "temperature", "top_k", "top_p"],
+            "seed": sampling.seed,
+        }
+        reason = None
+        with self._open("/v1/chat/completions", asked) as reply:
+            for event in self._events(reply):
+                choice = event["choices"][0]
+                reason = choice["finish_reason"] or reason
+                if piece := choice["delta"].get("content"):
+                    yield piece
+        return reason == "stop"
+
+    @staticmethod
+    def _events(reply: Any) -> Iterator[Any]:
+        """Server-sent events that hold JSON."""
+        for line in reply:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
 
 
 class Mlx:
@@ -156,9 +224,22 @@ class Mlx:
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer._tokenizer(text, split_special_tokens=True)["input_ids"]
 
-    def answer(self, messages: list[chat.Message], limit: int) -> Answer:
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
+        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+        self.mx.random.seed(sampling.seed)
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-        text, reason = "", None
-        for piece in self.lm.stream_generate(self.model, self.tokenizer, prompt, max_tokens=limit):
-            text, reason = text + piece.text, piece.finish_reason
-        return Answer(text, reason == "stop")
+        penalty = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
+        reason = None
+        for piece in self.lm.stream_generate(
+            self.model,
+            self.tokenizer,
+            prompt,
+            max_tokens=sampling.limit,
+            sampler=make_sampler(sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+            logits_processors=make_logits_processors(None, penalty, 1 << 20),
+        ):
+            reason = piece.finish_reason
+            if piece.text:
+                yield piece.text
+        return reason == "stop"

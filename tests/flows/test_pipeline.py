@@ -32,6 +32,8 @@ SMALL = {
     "sft.steps": "60",
     "sft.source": "rows.jsonl",
     "sft.answer_limit": "20",
+    "extend.steps": "12",
+    "extend.passkeys": "2",
     "evaluate.items": "60",
 }
 
@@ -78,16 +80,20 @@ def test_all_eight_stages(project: Path, finished: Path) -> None:
     figures = {stage["stage"]: stage["figures"] for stage in found["stages"]}
     assert figures["pretrain"]["heldout_loss"] < 5.5  # the uniform model is at 6.24
     assert figures["sft"]["ends_by_itself"] > figures["sft"]["ends_by_itself_before"]
+    assert figures["extend"]["context"] == 128 and figures["extend"]["long_rows"] > figures["extend"]["chat_rows"] > 0
+    assert set(figures["extend"]["loss"]) == {"unchanged", "linear", "yarn", "ntk", "ntk, adapted"}
     assert figures["evaluate"]["bits_per_byte"] < 8
     assert len(figures["evaluate"]["tasks"]) == 8
 
 
 def test_the_published_files_answer_and_stop_in_their_runtimes(finished: Path) -> None:
     """convert opened each export in its own runtime; this opens what was published, as a user would."""
-    from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx
+    from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, answer
+    from model.sampling import Sampling
 
     question = [{"role": "user", "content": "Say 7"}]
-    expected = Jax(finished / "extend/weights", finished / "tokenize/tokenizer.json").answer(question, 20)
+    greedy = Sampling(limit=20)
+    expected = answer(Jax(finished / "extend/weights", finished / "tokenize/tokenizer.json"), question, greedy)
     assert expected.stopped
     published = finished / "publish"
     for runtime in (
@@ -95,7 +101,7 @@ def test_the_published_files_answer_and_stop_in_their_runtimes(finished: Path) -
         LlamaCpp(published / "gguf/small-F16.gguf", 128),
         Mlx(published / "mlx/fp16"),
     ):
-        assert runtime.answer(question, 20) == expected, runtime
+        assert answer(runtime, question, greedy) == expected, runtime
 
 
 def test_the_adapter_is_what_peft_loads(finished: Path) -> None:

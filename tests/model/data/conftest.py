@@ -13,7 +13,6 @@ PLAIN = {
     "vocab_size": 300,
     "text_column": "text",
     "split": "train",
-    "revision": "",
     "limit": 0,
     "shortest": 0,
     "longest": 0,

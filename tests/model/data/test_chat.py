@@ -1,13 +1,9 @@
 from pathlib import Path
 
-import numpy as np
-import pytest
 from transformers import PreTrainedTokenizerFast
 
-from model.data import chat, instructions
+from model.data import chat
 from model.data import tokenizer as tokenizers
-from model.data.batches import Batches
-from model.errors import KodaError
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -51,36 +47,41 @@ def test_a_message_cannot_end_the_answer(tokenizer_file: Path) -> None:
     assert tokenizers.end_of_text(tokenizer) not in ids
 
 
-def rows(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def test_packing_keeps_conversations_whole(tmp_path: Path, tokenizer_file: Path) -> None:
-    source = rows(
-        tmp_path / "rows.jsonl",
-        "".join(f'{{"instruction": "Question {n}?", "context": "", "response": "Answer {n}."}}\n' for n in range(60))
-        + f'{{"instruction": "Long?", "response": "{"word " * 300}"}}\n',
-    )
-    counts = instructions.pack(str(tmp_path / "out"), str(source), str(tokenizer_file), 64, 0.2)
-    assert counts["too_long"] == 1 and counts["conversations"] + counts["heldout_conversations"] == 60
+def test_the_end_is_in_the_conversation_whether_it_is_trained_or_not(tokenizer_file: Path) -> None:
     tokenizer = tokenizers.load(str(tokenizer_file))
-    batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
-    answers = 0
-    for row in range(batches.rows):
-        batch = batches.take(np.array([row]))
-        text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
-        assert text.startswith("### User:\nQuestion")
-        learned = batch.targets_BT[0][batch.weights_BT[0] > 0].tolist()
-        said = tokenizer.decode(learned, skip_special_tokens=False).split("<|endoftext|>")
-        assert said[-1] == "" and all(s.startswith("Answer") for s in said[:-1])
-        assert len(set(batch.segments_BT[0].tolist())) in (len(said) - 1, len(said))
-        answers += len(said) - 1
-    assert answers == counts["conversations"]
+    with_it, without = chat.encode(tokenizer, TALK), chat.encode(tokenizer, TALK, train_end=False)
+    assert with_it.ids == without.ids
+    differs = [i for i, a, b in zip(with_it.ids, with_it.trained, without.trained, strict=True) if a != b]
+    assert differs == [tokenizers.end_of_text(tokenizer)] * 2
 
 
-@pytest.mark.parametrize("line", ["not json", '{"instruction": "no answer"}', '["a", "list"]'])
-def test_a_bad_row_is_named(tmp_path: Path, tokenizer_file: Path, line: str) -> None:
-    source = rows(tmp_path / "rows.jsonl", f'{{"instruction": "a", "response": "b"}}\n{line}\n')
-    with pytest.raises(KodaError, match="line 2"):
-        instructions.pack(str(tmp_path / "out"), str(source), str(tokenizer_file), 64, 0.2)
+def test_the_mask_token_by_token(tokenizer_file: Path) -> None:
+    """Golden: each token of a small conversation, and whether it is learned."""
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    ids, trained = chat.encode(tokenizer, talk)
+    pieces = [(tokenizer.decode([i], skip_special_tokens=False), t) for i, t in zip(ids, trained, strict=True)]
+    before = [piece for piece, learned in pieces if not learned]
+    assert "".join(before) == "### User:\nHi\n\n### Assistant:\n"
+    assert pieces[: len(before)] == [(piece, False) for piece in before]
+    assert pieces[len(before) :] == [*((piece, True) for piece in ("Y", "es")), ("<|endoftext|>", True)]
+
+
+def test_the_tokens_are_those_of_llama_cpp(tokenizer_file: Path, tmp_path: Path) -> None:
+    """llama.cpp renders the template in the GGUF with its own Jinja, and tokenizes what comes out."""
+    from dataclasses import replace
+
+    from flax import nnx
+
+    from model.export import gguf
+    from model.export.runtimes import LlamaCpp
+    from model.llama import Llama
+    from tests.conftest import SHAPE
+
+    gguf.write(tmp_path / "m.gguf", Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0)), tokenizer_file, "F16", "m")
+    server, tokenizer = LlamaCpp(tmp_path / "m.gguf", 64), tokenizers.load(str(tokenizer_file))
+    asked = (TALK[:2], TALK[:4], [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}])
+    for talk in asked:
+        text = server._post("/apply-template", {"messages": talk})["prompt"]
+        ids = server._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+        assert ids == chat.encode_prompt(tokenizer, talk)

@@ -244,3 +244,12 @@ def test_a_hundred_megabytes_on_one_line(
     (source / "x.jsonl").write_text(line + "\n")
     figures = prepared(source, tmp_path / "out", here, shard_tokens=1 << 24, tokenizer=str(tokenizer_file))
     assert figures["longest_document"] > 95_000_000 and figures["documents"] == 21
+
+
+def test_what_a_killed_life_was_writing_is_swept_away(tmp_path: Path, prepared: Prepare) -> None:
+    source = corpus(tmp_path / "text", 20)
+    prepared(source, tmp_path / "whole", here)
+    (tmp_path / "out/train").mkdir(parents=True)
+    (tmp_path / "out/train/.00000.npy.4711").write_bytes(b"half of it")
+    prepared(source, tmp_path / "out", here)
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")

@@ -192,11 +192,10 @@ def test_a_hub_data_set_is_streamed_by_its_parts(tmp_path: Path) -> None:
         )
     name = str(tmp_path)
     count = hub.shards(name, None, "train", None)
-    parts = [list(hub.documents(name, None, "train", None, "text", index)) for index in range(count)]
-    assert [[document.text for document in part] for part in parts] == [  # type: ignore[union-attr]
+    parts = [list(hub.rows(name, None, "train", None, index)) for index in range(count)]
+    assert [[row["text"] for _, row in part] for part in parts] == [
         [f"{number}.{row}" for row in range(4)] for number in range(3)
     ]
-    assert {flaw.reason for flaw in hub.documents(name, None, "train", None, "body", 0)} == {"no_column"}  # type: ignore[union-attr]
     with pytest.raises(KodaError, match="split 'test'"):
         hub.shards(name, None, "test", None)
 
@@ -204,14 +203,14 @@ def test_a_hub_data_set_is_streamed_by_its_parts(tmp_path: Path) -> None:
 def test_a_hub_source_without_a_network_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(KodaError, match="hf download --repo-type dataset user/text --revision v1") as caught:
-        hub.commit("hub:user/text", "v1")
+        hub.commit("hub:user/text@v1")
     assert "\n" not in str(caught.value)
 
 
 def test_how_hub_data_sets_are_named() -> None:
-    assert hub.names("hub:text") == ("text", None)
-    assert hub.names("hub:user/text") == ("user/text", None)
-    assert hub.names("hub:user/text/english") == ("user/text", "english")
+    assert hub.named("hub:text") == ("text", None, None)
+    assert hub.named("hub:user/text@v1") == ("user/text", None, "v1")
+    assert hub.named("hub:user/text/english@main") == ("user/text", "english", "main")
     for wrong in ("hub:", "hub:/x", "hub:a/b/c/d"):
         with pytest.raises(KodaError, match="hub:USER/NAME"):
-            hub.names(wrong)
+            hub.named(wrong)

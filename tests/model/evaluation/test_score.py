@@ -5,6 +5,7 @@ import pytest
 from model.evaluation.generate import Generator
 from model.evaluation.score import Scorer
 from model.llama import Llama
+from model.sampling import Sampling
 
 
 def plain(model: Llama, ids: list[int]) -> np.ndarray:
@@ -26,7 +27,7 @@ def test_scores_are_those_of_single_rows(model: Llama) -> None:
 
 def test_greedy_is_what_the_model_would_say(model: Llama) -> None:
     prompt = [3, 1, 4, 1, 5]
-    said = list(Generator(model)(prompt, limit=6, stop=-1))
+    said = list(Generator(model)(prompt, -1, Sampling(limit=6)))
     wrong = [*said[:-1], (said[-1] + 1) % 320]
     scores = Scorer(model)([(prompt, said), (prompt, wrong)])
     assert [s.greedy for s in scores] == [True, False] and scores[0].logprob > scores[1].logprob
@@ -46,20 +47,3 @@ def test_a_stream_scores_every_token_once_with_room_before_it(model: Llama, leng
     np.testing.assert_allclose(found[:64], plain(model, ids[:65].tolist()), atol=2e-3)
     if length > 100:  # token 97 is read in the window that begins at 64 - 32 · 0 … 65: half a window before it at least
         np.testing.assert_allclose(found[96], plain(model, ids[64 : 64 + 65].tolist())[32], atol=2e-3)
-
-
-def test_generation_with_the_cache_is_generation_without_it(model: Llama) -> None:
-    prompt = [7, 7, 2]
-    ids = list(prompt)
-    for _ in range(12):
-        ids.append(int(model(np.asarray([ids]))[0, -1].argmax()))
-    assert list(Generator(model)(prompt, limit=12, stop=-1)) == ids[3:]
-
-
-def test_generation_stops_at_its_token_its_limit_and_the_context(model: Llama) -> None:
-    generate = Generator(model)
-    said = list(generate([5], limit=10, stop=-1))
-    assert list(generate([5], limit=10, stop=said[3])) == said[: said.index(said[3]) + 1]
-    assert len(list(generate([5] * 60, limit=100, stop=-1))) == 4
-    seeds = {tuple(generate([5], limit=8, stop=-1, temperature=1.0, seed=seed)) for seed in (1, 1, 2)}
-    assert len(seeds) == 2

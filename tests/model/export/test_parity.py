@@ -13,6 +13,7 @@ from model import weights
 from model.data import tokenizer as tokenizers
 from model.data.shards import ShardWriter
 from model.errors import KodaError
+from model.evaluation.context import Method, stretched, under
 from model.export import gguf, hf
 from model.export.parity import compare, divergence
 from model.llama import Llama
@@ -47,6 +48,25 @@ def test_good_exports_pass(made: Path, tokenizer_file: Path, tmp_path: Path) -> 
     for kind, path in (("gguf", tmp_path / "f32.gguf"), ("hf", tmp_path / "hf")):
         figures = gate(made, tokenizer_file, kind, path)
         assert figures["max_logprob_difference"] < 1e-3 and figures["longest_prefix"] == 127
+
+
+@pytest.mark.parametrize("method", ["ntk", "linear", "yarn"])
+def test_every_runtime_reads_on_as_jax_does(made: Path, tokenizer_file: Path, tmp_path: Path, method: Method) -> None:
+    """Each way of stretching, to the end of four times the context, in all three runtimes."""
+    from model.export import mlx
+
+    old = weights.load(made / "weights")
+    old.config = replace(old.config, max_position_embeddings=32)
+    model = under(old, stretched(old.config, 4, method))
+    weights.save(tmp_path / "weights", model)
+    (tmp_path / "heldout").symlink_to(made / "heldout")
+    gguf.write(tmp_path / "f32.gguf", model, tokenizer_file, "F32", "x")
+    hf.write(tmp_path / "hf", model, tokenizer_file, "float32")
+    mlx.write(tmp_path / "mlx", tmp_path / "hf", 16)
+    # half precision rounds these weights, which are six times the usual size, to some 1e-4
+    for kind, path, limit in (("gguf", "f32.gguf", 1e-5), ("hf", "hf", 1e-5), ("mlx", "mlx", 1e-3)):
+        figures = gate(tmp_path, tokenizer_file, kind, tmp_path / path, limit)
+        assert figures["longest_prefix"] == 127
 
 
 @pytest.mark.parametrize("fault", ["q/k not permuted", "k by the wrong heads", "gate and up swapped", "rope base lost"])

@@ -1,0 +1,44 @@
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from flows.chat import Conversation
+from flows.cli import main
+from model.data import chat
+from model.errors import KodaError
+from model.sampling import Sampling
+
+
+class Counting:
+    """A runtime for which a letter is a token and whose answer says how many messages it was given."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def logprobs(self, ids: list[int]) -> Any:
+        raise NotImplementedError
+
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> Generator[str, None, bool]:
+        yield from (str(len(messages)), "!")
+        return True
+
+
+def test_the_oldest_turns_are_forgotten_when_the_context_is_full() -> None:
+    size = len(chat.prompt([{"role": "user", "content": "Question 0"}]))
+    talk = Conversation(Counting(), context=size + 40 + 60, sampling=Sampling(limit=40))
+    answers = ["".join(talk.ask(f"Question {turn}")) for turn in range(5)]
+    assert answers == ["1!", "3!", "3!", "3!", "3!"] and talk.forgotten == 3
+    assert talk.messages[-2:] == [
+        {"role": "user", "content": "Question 4"},
+        {"role": "assistant", "content": "3!"},
+    ]
+    with pytest.raises(KodaError, match="do not fit the context"):
+        "".join(talk.ask("x" * 200))
+    assert "".join(talk.ask("Question 5")) == "3!"  # and the talk goes on
+
+
+@pytest.mark.parametrize("wrong", [("--limit", "0"), ("--top-p", "0"), ("--temperature", "-1"), ("--top-k", "-3")])
+def test_impossible_settings_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", *wrong]) == 1
+    assert f"koda: {wrong[0]} {wrong[1]}" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.data import tokenizer as tokenizers
+from model.data.adaptation import build
+from model.data.batches import Batches
+from model.data.chat import encode
+from model.data.packing import Rows
+from model.data.shards import ShardWriter
+from model.errors import KodaError
+
+OLD, NEW = 32, 64
+
+
+@pytest.fixture
+def stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> Path:
+    """What tokenize and sft leave: long and short documents in several shards, and packed conversations."""
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    end = tokenizers.end_of_text(tokenizer)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    writer = ShardWriter(tmp_path / "train", 512, 2000)
+    ids = tokenizers.encode_plain(tokenizer, [prose[:40_000]])[0]
+    for number in range(30):
+        writer.add([*ids[number * 300 : number * 300 + (200 if number % 3 else 10)], end])
+    writer.close()
+    rows = Rows(tmp_path / "chat/train", 512, OLD, end)
+    for number in range(40):
+        rows.add(
+            encode(tokenizer, [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "Yes."}])
+        )
+    rows.close()
+    return tmp_path
+
+
+def built(stages: Path, **changes: object) -> dict[str, int]:
+    settings = {"old_context": OLD, "context": NEW, "rows": 40, "chat_share": 0.25, **changes}
+    return build(str(stages / "out"), str(stages), str(stages / "chat"), **settings)  # type: ignore[arg-type]
+
+
+def test_rows_are_long_documents_and_whole_conversations(stages: Path, tokenizer_file: Path) -> None:
+    counts = built(stages)
+    assert counts["long_rows"] == 30 and 8 <= counts["chat_rows"] <= 10
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    batches = Batches(stages / "out", batch_size=1, sequence_length=NEW, seed=0)
+    assert batches.rows == counts["long_rows"] + counts["chat_rows"]
+    for row in range(batches.rows):
+        batch = batches.take(np.array([row]))
+        text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
+        if row < counts["long_rows"]:
+            assert batch.weights_BT.all() and len(set(batch.segments_BT[0].tolist())) == 1
+        else:
+            said = tokenizer.decode(batch.targets_BT[0][batch.weights_BT[0] > 0].tolist(), skip_special_tokens=False)
+            assert text.startswith("### User:") and set(said.split("<|endoftext|>")) == {"Yes.", ""}
+            assert len(set(batch.segments_BT[0].tolist())) > 1
+
+
+def test_text_without_long_documents_is_refused(stages: Path) -> None:
+    with pytest.raises(KodaError, match=r"0 document\(s\) longer than 500 tokens.*extend\.steps=0"):
+        built(stages, old_context=500)

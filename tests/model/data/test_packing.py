@@ -1,0 +1,201 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.data import tokenizer as tokenizers
+from model.data.batches import Batches
+from model.data.conversations import Conversation, conversations
+from model.data.document import Flaw
+from model.data.packing import pack
+from model.errors import KodaError
+from model.files import read_json
+from model.llama import Llama
+
+Row = dict[str, Any]
+
+
+def written(path: Path, rows: list[Row] | str) -> Path:
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def read(path: Path, language: str = "") -> list[list[tuple[str, str]]]:
+    """Each conversation as (role, content)."""
+    found = conversations(str(path), "train", "", language)
+    return [[(m["role"], m["content"]) for m in one.messages] for one in found if isinstance(one, Conversation)]
+
+
+def message(id_: str, parent: str | None, text: str, role: str = "assistant", **more: Any) -> Row:
+    return {"message_id": id_, "parent_id": parent, "text": text, "role": role, "lang": "en", **more}
+
+
+TREES = [
+    message("a", None, "Hello?", "prompter"),
+    message("a1", "a", "Worse.", rank=1),
+    message("a2", "a", "Preferred.", rank=0),
+    message("a3", "a", "Not ranked."),
+    message("a4", "a", "Removed.", rank=-1, deleted=True),
+    message("a21", "a2", "And then?", "prompter"),
+    message("a211", "a21", "That was it.", rank=0),
+    message("a2111", "a211", "No answer follows.", "prompter"),
+    message("b", None, "¿Hola?", "prompter", lang="es"),
+    message("b1", "b", "Sí.", rank=0),
+]
+PATHS = [
+    [("user", "Hello?"), ("assistant", "Preferred."), ("user", "And then?"), ("assistant", "That was it.")],
+    [("user", "¿Hola?"), ("assistant", "Sí.")],
+]
+
+
+def test_oasst_trees_give_their_best_path(tmp_path: Path) -> None:
+    flat = written(tmp_path / "flat.jsonl.gz", TREES)
+    assert read(flat) == PATHS
+    assert read(flat, "en") == PATHS[:1]
+
+    def nested(row: Row) -> Row:
+        return {**row, "replies": [nested(other) for other in TREES if other["parent_id"] == row["message_id"]]}
+
+    roots = [{"message_tree_id": row["message_id"], "prompt": nested(row)} for row in TREES if not row["parent_id"]]
+    assert read(written(tmp_path / "trees.jsonl", roots), "es") == PATHS[1:]
+
+
+def test_messages_and_dolly_rows(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}], "id": 7},
+        {"instruction": "Sum up.", "context": "It rained.", "response": "Rain.", "category": "x"},
+        {"instruction": "Say yes.", "context": "", "response": "Yes."},
+    ]
+    assert read(written(tmp_path / "rows.jsonl", rows)) == [
+        [("system", "Be kind."), ("user", "Hi")],
+        [("user", "Sum up.\n\nIt rained."), ("assistant", "Rain.")],
+        [("user", "Say yes."), ("assistant", "Yes.")],
+    ]
+
+
+BAD = {
+    "not json": "not_json",
+    '{"instruction": "no answer"}': "no_conversation",
+    '["a", "list"]': "not_json",
+    '{"messages": [{"role": "robot", "content": "x"}]}': "bad_messages",
+    '{"messages": [{"role": "user", "content": "only asked"}]}': "nothing_to_learn",
+}
+
+
+@pytest.fixture
+def packed(tmp_path: Path, tokenizer_file: Path) -> Any:
+    def run(source: Path | dict[str, float], length: int = 64, **changes: Any) -> dict[str, Any]:
+        settings = {
+            "split": "train",
+            "language": "",
+            "heldout_fraction": 0.2,
+            "too_long": "skip",
+            "bad_input": "refuse",
+            "train_end": True,
+            **changes,
+        }
+        weights = source if isinstance(source, dict) else {str(source): 1.0}
+        return pack(str(tmp_path / "out"), weights, tokenizer=str(tokenizer_file), sequence_length=length, **settings)
+
+    return run
+
+
+def dolly(count: int) -> list[Row]:
+    return [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(count)]
+
+
+def test_packing_keeps_conversations_whole(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
+    rows = [*dolly(60), {"instruction": "Long?", "response": "word " * 300}]
+    counts = packed(written(tmp_path / "rows.jsonl", rows))
+    assert counts["too_long"] == 1 and counts["conversations"] + counts["heldout_conversations"] == 60
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
+    answers = 0
+    for row in range(batches.rows):
+        batch = batches.take(np.array([row]))
+        text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
+        assert text.startswith("### User:\nQuestion")
+        learned = batch.targets_BT[0][batch.weights_BT[0] > 0].tolist()
+        said = tokenizer.decode(learned, skip_special_tokens=False).split("<|endoftext|>")
+        assert said[-1] == "" and all(s.startswith("Answer") for s in said[:-1])
+        for segment in set(batch.segments_BT[0].tolist()):
+            ids = batch.inputs_BT[0][batch.segments_BT[0] == segment].tolist()
+            alone = tokenizer.decode(ids, skip_special_tokens=False)
+            assert (alone.startswith("### User:") and alone.count("### User:") == 1) or set(ids) == {0}
+        answers += len(said) - 1
+    assert answers == counts["conversations"]
+
+
+def test_no_conversation_sees_another_in_its_row(tmp_path: Path, packed: Any) -> None:
+    """The gradient of a conversation's outputs with respect to another's inputs is exactly zero."""
+    from dataclasses import replace
+
+    from flax import nnx
+
+    from tests.conftest import SHAPE
+
+    packed(written(tmp_path / "rows.jsonl", dolly(60)))
+    batch = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0).take(np.array([0]))
+    model = Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0))
+    segments = batch.segments_BT[0]
+    assert len(set(segments.tolist())) >= 2
+
+    def said(x_BTD: jax.Array, segment: int) -> jax.Array:
+        y_TD = model.hidden(x_BTD, jnp.asarray(batch.segments_BT))[0]
+        return (y_TD * (segments == segment)[:, None] * jnp.arange(1, y_TD.shape[-1] + 1)).sum()
+
+    x_BTD = model.embed(jnp.asarray(batch.inputs_BT))
+    for segment in set(segments.tolist()):
+        felt = np.abs(np.asarray(jax.grad(said)(x_BTD, segment)[0])).sum(-1) > 0
+        np.testing.assert_array_equal(felt, segments == segment)
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_rows_are_refused_by_place_or_counted(tmp_path: Path, packed: Any, line: str) -> None:
+    good = "".join(json.dumps(row) + "\n" for row in dolly(30))
+    source = written(tmp_path / "rows.jsonl", good + line + "\n")
+    with pytest.raises(KodaError, match=rf"rows\.jsonl, byte {len(good)}: .*sft\.bad_input=skip"):
+        packed(source)
+    counts = packed(source, bad_input="skip")
+    assert counts[BAD[line]] == 1 and counts["conversations"] + counts["heldout_conversations"] == 30
+
+
+def test_what_is_too_long_is_left_out_cut_or_refused(tmp_path: Path, packed: Any) -> None:
+    rows = [
+        *dolly(30),
+        {"instruction": "Long?", "response": "word " * 300},
+        {"instruction": "w " * 300, "response": "x"},
+    ]
+    source = written(tmp_path / "rows.jsonl", rows)
+    assert packed(source)["too_long"] == 2
+    with pytest.raises(KodaError, match=r"tokens, the context takes 65.*sft\.too_long=skip"):
+        packed(source, too_long="refuse")
+    with pytest.raises(KodaError, match="no answer in it"):  # cut before its answer begins
+        packed(source, too_long="truncate")
+    counts = packed(source, too_long="truncate", bad_input="skip")
+    assert counts["truncated"] == 2 and counts["nothing_to_learn"] == 1 and counts["too_long"] == 0
+
+
+def test_weights_repeat_a_source(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
+    one = written(tmp_path / "one.jsonl", dolly(20))
+    other = written(tmp_path / "other.jsonl", [{"instruction": f"Other {n}?", "response": "Yes."} for n in range(80)])
+    packed({str(one): 3.0, str(other): 0.5})
+    tokenizer = tokenizers.load(str(tokenizer_file))
+    batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
+    text = "".join(tokenizer.decode(batches.take(np.array([row])).inputs_BT[0].tolist()) for row in range(batches.rows))
+    times = [text.count(f"Question {n}?") for n in range(20)]
+    held = [line["messages"][0]["content"] for line in read_json(tmp_path / "out/prompts.json")]
+    assert times == [0 if f"Question {n}?" in held else 3 for n in range(20)]
+    assert 20 < text.count("Other ") < 45  # half of four fifths of 80
+
+
+def test_flaws_say_where(tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", '{"instruction": "a", "response": "b"}\n{"x": 1}\n')
+    flaws = [found for found in conversations(str(source), "train", "", "") if isinstance(found, Flaw)]
+    assert [flaw.name for flaw in flaws] == [f"{source}, byte 38"]

@@ -1,0 +1,71 @@
+"""Fine-tuning by the same process: what stays, what changes, and what a kill costs."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from model import arrays, weights
+from model.config import LORA_TARGETS
+from model.llama import Llama
+from model.training.job import Job, LoraRecipe
+from model.training.promote import restored, trained
+from model.training.protocol import DONE
+from tests.model.training.test_loop import await_step, start
+
+TARGETS = ("q_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def tuned(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A fine-tuning of two of the seven matrices, from random weights."""
+    root = tmp_path_factory.mktemp("tuned")
+    weights.save(root / "init", Llama(job.model, rngs=nnx.Rngs(3)))
+    made = replace(
+        job,
+        folder=str(root / "whole"),
+        init=str(root / "init"),
+        lora=LoraRecipe(rank=4, alpha=8.0, targets=TARGETS),
+        recipe=replace(job.recipe, steps=30, save_every_steps=10),
+    )
+    assert start(made, 30).wait(120) == DONE
+    return made
+
+
+def test_the_base_stays_as_it_was_bit_for_bit(tuned: Job) -> None:
+    training, _ = restored(tuned)
+    model, before = trained(training), arrays.read(Path(tuned.init or ""))
+    after = arrays.flatten(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.LoRAParam))))
+    params = {name: array for name, array in after.items() if name in before}
+    assert set(params) == set(before)
+    for name, array in before.items():
+        np.testing.assert_array_equal(np.asarray(params[name]), array)
+    updates = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
+    assert len(updates) == 2 * len(TARGETS) < 2 * len(LORA_TARGETS)
+    assert all(float(np.abs(update).max()) > 0 for update in updates)
+
+
+def test_a_kill_costs_a_fine_tuning_no_bit(tuned: Job) -> None:
+    killed = replace(tuned, folder=f"{tuned.folder}-killed")
+    process = start(killed, 30)
+    await_step(killed, 15)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(killed, 30).wait(120) == DONE
+    sums = [
+        {name: facts["crc32"] for name, facts in arrays.facts(Path(job.folder) / "checkpoints/30")["arrays"].items()}
+        for job in (tuned, killed)
+    ]
+    assert sums[0] == sums[1]
+
+
+def test_without_low_rank_updates_every_matrix_learns(tuned: Job) -> None:
+    full = replace(tuned, folder=f"{tuned.folder}-full", lora=None)
+    assert start(full, 30).wait(120) == DONE
+    before = arrays.read(Path(full.init or ""))
+    after = arrays.flatten(nnx.to_pure_dict(nnx.state(trained(restored(full)[0]), nnx.Param)))
+    assert {name for name, array in before.items() if np.array_equal(array, after[name])} == set()
