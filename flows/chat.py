@@ -1,5 +1,6 @@
 """Talking to a run's model in any of its four runtimes."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) ->
     """Answer `prompt`, or one question after another until the input ends."""
     model = open_runtime(name, runtime)
     context = read_json(folder_of(name) / "extend/weights/COMMIT.json")["config"]["max_position_embeddings"]
-    talk = Conversation(model, context, sampling._replace(limit=min(sampling.limit, context // 2)))
+    if sampling.limit > context // 2:
+        print(f"(answers of at most {context // 2} tokens: half the context is for what is asked)", file=sys.stderr)
+        sampling = sampling._replace(limit=context // 2)
+    talk = Conversation(model, context, sampling)
     if prompt is not None:
         _print(talk.ask(prompt))
         return

@@ -11,15 +11,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from model.data import blocks, sources, tokenizer
 from model.data.blocks import Report, Work
+from model.data.filters import Overlap
 from model.data.prepare import Reports, in_order, on_this_machine, prepare
 from model.data.recipe import Recipe
 from model.errors import KodaError
-from model.files import read_json
+from model.files import read_json, sha256
 from tasks.progress import progress, say
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import RETRIED, stage
 
-SHOWN = 3  # decisions about documents that are told; all of them are in notes.json
+SHOWN = 3  # decisions about documents that are told; more of them are in notes.json
 TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 
 
@@ -82,14 +83,14 @@ class Tokenize(Section):
         return Recipe(**{**settings, "source": self.weights()})
 
     def fingerprint(self) -> str:
-        read = [*self.weights(), *filter(None, [self.contamination])]
-        return "\n".join([*map(sources.fingerprint, read), tokenizer.fingerprint(self.tokenizer)])
+        read = [*map(sources.fingerprint, self.weights()), tokenizer.fingerprint(self.tokenizer)]
+        return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
 @stage(version=2, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> dict[str, Any]:
     """Text → tokenizer.json, train/ and heldout/."""
-    figures = (_on_dask(settings.dask) if settings.dask else _here)(out, settings)
+    figures = (_on_dask(settings) if settings.dask else _here)(out, settings)
     dropped = [f"{count:,} {why}" for why, count in figures["dropped"].items()]
     near = [f"{count:,} near an item of {name}" for name, count in figures["near_evaluation_items"].items()]
     if told := ", ".join([*dropped, *near]):
@@ -112,19 +113,23 @@ def _here(out: Path, settings: Tokenize) -> dict[str, Any]:
         return prepare(out, settings.recipe(), on_this_machine(workers), watch.of, readers=workers)
 
 
-def _on_dask(address: str) -> Any:
+def _on_dask(settings: Tokenize) -> Any:
     """The same through Prefect's task runner for Dask: a flow whose tasks its workers run."""
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
         raise KodaError("tokenize.dask needs the extra `dask`: pip install 'koda[dask]'.") from None
 
+    read = [source for source in (*settings.weights(), settings.contamination) if source and _is_path(source)]
+    if relative := [source for source in read if not Path(source).is_absolute()]:
+        raise KodaError(f"tokenize.dask: {relative[0]!r} must be an absolute path; the workers start in other folders.")
+
     def spread(works: Iterator[Work]) -> Reports:
         groups = iter(lambda: list(itertools.islice(works, TOGETHER)), [])
         for reports in in_order(groups, parts.submit, ahead=64):
             yield from reports
 
-    runner: Any = DaskTaskRunner(address=address)
+    runner: Any = DaskTaskRunner(address=settings.dask)
 
     @flow(name="tokenize", task_runner=runner, persist_result=False, validate_parameters=False)
     def spread_out(out: Path, settings: Tokenize) -> dict[str, Any]:
@@ -132,6 +137,10 @@ def _on_dask(address: str) -> Any:
             return prepare(out.absolute(), settings.recipe(), spread, watch.of)
 
     return spread_out
+
+
+def _is_path(source: str) -> bool:
+    return not (sources.is_docs(source) or sources.is_hub(source))
 
 
 @task(name="tokenize parts", **RETRIED)

@@ -27,7 +27,7 @@ def build(
     writer = Rows(Path(out), learned.get_vocab_size(), context, end)
     documents = long = 0
     held = np.empty(0, np.int32)
-    for document in _long_documents(Shards(Path(tokens) / "train"), old_context):
+    for document in _long_documents(Shards(Path(tokens) / "train"), old_context, end):
         documents, held = documents + 1, np.concatenate([held, document])
         while len(held) > context and long < rows * (1 - chat_share):
             row, held, long = held[: context + 1], held[context + 1 :], long + 1
@@ -39,7 +39,7 @@ def build(
             f"extend.steps: the training text has {documents} document(s) longer than {old_context} tokens, too few "
             f"for one row of {context + 1}. extend.steps=0 changes the positions and not the weights."
         )
-    for conversation in _conversations(Shards(Path(conversations) / "train"), end):
+    for conversation in _conversations(Shards(Path(conversations) / "train")):
         if writer.rows >= long / (1 - chat_share):
             break
         writer.add(conversation)
@@ -47,15 +47,15 @@ def build(
     return {"long_documents": documents, "long_rows": long, "chat_rows": writer.rows - long}
 
 
-def _long_documents(shards: Shards, longer_than: int) -> Iterator[np.ndarray]:
-    """The documents of so many tokens that lie whole in one shard."""
+def _long_documents(shards: Shards, longer_than: int, end: int) -> Iterator[np.ndarray]:
+    """The documents of more tokens than that which end in the shard they begin in."""
     for tokens, starts in zip(shards.tokens, shards.documents(), strict=True):
         for start, stop in pairwise(starts):
-            if stop - start > longer_than:
+            if stop - start > longer_than and tokens[stop - 1] == end:
                 yield tokens[start:stop].astype(np.int32)
 
 
-def _conversations(shards: Shards, end: int) -> Iterator[Tokens]:
+def _conversations(shards: Shards) -> Iterator[Tokens]:
     """The conversations in packed rows, without what fills the rows up."""
     assert shards.marks is not None
     for tokens, marks in zip(shards.tokens, shards.marks, strict=True):

@@ -54,6 +54,7 @@ class Assembly:
         self.read = self.learned = self.held = self.train_bytes = self.heldout_bytes = self.longest = 0
         self.ends = 0  # documents of the training part, counted as often as they stand in it
         self.longest_name = ""
+        self.copies = 0  # documents whose text was there before, kept or not
         self._seen = Seen()
         self._standing: collections.deque[tuple[int, Path]] = collections.deque()  # tokens until here, in this file
 
@@ -80,8 +81,10 @@ class Assembly:
     def _block(self, part: int, number: int, source: str) -> None:
         block = blocks.read(self.folder, part, number)
         keep = self._seen.add(block.hashes)
-        self.dropped["duplicate"] += int((~keep).sum())
-        if not self.recipe.deduplicate:
+        self.copies += int((~keep).sum())
+        if self.recipe.deduplicate:
+            self.dropped["duplicate"] += int((~keep).sum())
+        else:
             keep[:] = True
         if self.recipe.limit:
             keep &= np.cumsum(keep) <= self.recipe.limit - self.kept[source]

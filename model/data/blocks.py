@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from model.errors import KodaError
 from model.files import finished, read_json, write_json
 
 CHARACTERS = 8 << 20  # of text in a block
-NAMED = 20  # flaws of a part that are told one by one; all are counted
+NAMED = 20  # of each kind in a part are told one by one, of the rest how many there are
 
 
 class Work(NamedTuple):
@@ -59,6 +59,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     longest: int = 0  # characters
     longest_name: str = ""
+    error: str = ""  # why the part was not read to its end: said when it is needed, and not when it was only read ahead
 
 
 class Block(NamedTuple):
@@ -72,14 +73,20 @@ class Block(NamedTuple):
 
 
 def fill(work: Work) -> Report:
-    """Read the part, keep what the recipe keeps, and write its blocks; those that stand are passed over."""
+    """Read the part, keep what the recipe keeps, and write its blocks; those that stand are passed over.
+
+    Where the recipe refuses something, the report says so.
+    """
     folder, recipe = Path(work.folder), work.recipe
     encoder, end = _encoder(work.tokenizer, work.fast)
     report = Report()
-    for number, documents in enumerate(_groups(kept(work.part, recipe, report, work.readers))):
-        report.blocks = number + 1
-        if not index(folder, work.number, number).is_file():
-            _write(folder, work.number, number, documents, encoder, end, recipe)
+    try:
+        for number, documents in enumerate(_groups(kept(work.part, recipe, report, work.readers))):
+            report.blocks = number + 1
+            if not index(folder, work.number, number).is_file():
+                _write(folder, work.number, number, documents, encoder, end, recipe)
+    except KodaError as error:
+        return replace(report, error=str(error))
     write_json(_done(folder, work.number), asdict(report))
     return report
 
@@ -99,7 +106,7 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
         if told[kind] <= NAMED:
             report.notes.append(line)
 
-    remaining = recipe.limit or -1
+    different: set[int] = set()  # hashes of what is kept, where there is a limit to it
     for found in sources.documents(part, recipe, note, readers):
         report.read += 1
         if isinstance(found, Flaw):
@@ -123,10 +130,14 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
             if len(found.text) > report.longest:
                 report.longest, report.longest_name = len(found.text), found.name
             yield found
-            remaining -= 1
-            if not remaining:
-                break
+            if recipe.limit:
+                different.add(hash_of(found.text) if recipe.deduplicate else len(different))
+                if len(different) == recipe.limit:
+                    break
     report.dropped, report.near = dict(dropped), dict(near)
+    for kind, count in told.items():
+        if count > NAMED:
+            report.notes.append(f"… and {count - NAMED:,} more {kind or 'read as Windows-1252'} in the same part")
 
 
 def is_heldout(text: str, fraction: float) -> bool:

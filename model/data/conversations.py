@@ -52,9 +52,9 @@ def conversations(source: str, split: str, commit: str, language: str) -> Iterat
             yield found
             continue
         name, row = found
-        if "message_id" in row and "text" in row:
+        if _is_of_a_tree(row):
             trees.setdefault(row.get("parent_id") or "", []).append(row)
-        elif isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
+        elif _is_of_a_tree(row.get("prompt")):
             _unfold(row["prompt"], "", trees)
         else:
             yield _from_row(name, row)
@@ -107,10 +107,21 @@ def _is_message(message: Any) -> bool:
     )
 
 
+def _is_of_a_tree(message: Any) -> bool:
+    """Is this a message of OASST's, with all that are nested in it?"""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("message_id"), str)
+        and isinstance(message.get("text"), str)
+        and message.get("role") in ROLES
+        and all(map(_is_of_a_tree, message.get("replies") or ()))
+    )
+
+
 def _unfold(message: dict[str, Any], parent: str, trees: dict[str, list[dict[str, Any]]]) -> None:
     """A nested tree as the flat messages it is made of."""
     trees.setdefault(parent, []).append(message)
-    for reply in message.get("replies", []):
+    for reply in message.get("replies") or ():
         _unfold(reply, message["message_id"], trees)
 
 

@@ -81,10 +81,13 @@ class Encoder:
 
 def _tiktoken(tokenizer: Tokenizer) -> tuple[tiktoken.Encoding | None, np.ndarray]:
     """The same vocabulary for tiktoken, and its ranks as ids; None for one that cannot be told as bytes and merges."""
-    model = json.loads(tokenizer.to_str())["model"]
+    whole = json.loads(tokenizer.to_str())
+    model = whole["model"]
     vocabulary: dict[str, int] = model["vocab"]
     letters = _letters()
     pieces = [*letters, *("".join(pair) for pair in model["merges"])]
+    if not all(token["special"] for token in whole["added_tokens"]):
+        return None, np.empty(0, np.uint32)  # those are found in text before anything else
     if model.get("dropout") or model.get("ignore_merges") or not all(piece in vocabulary for piece in pieces):
         return None, np.empty(0, np.uint32)
     pieces = list(dict.fromkeys(pieces))

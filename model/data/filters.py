@@ -42,15 +42,21 @@ class Overlap:
 
     def __init__(self, folder: str):
         """`folder` holds `.jsonl` files of items; every string in them counts. Raises KodaError if there are none."""
-        paths = sorted(Path(folder).glob("*.jsonl"))
-        if not paths:
-            raise KodaError(f"tokenize.contamination = {folder!r} holds no .jsonl file of evaluation items.")
+        paths = self.files(folder)
         self.names = [path.stem for path in paths]
         self._words: dict[str, int] = {}
         found = [np.unique(np.concatenate([*self._items(path), np.empty(0, np.uint64)])) for path in paths]
         grams, owners = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
         order = np.argsort(grams, kind="stable")
         self._grams, self._owners = grams[order], owners[order]
+
+    @staticmethod
+    def files(folder: str) -> list[Path]:
+        """The files of items in a folder."""
+        paths = sorted(Path(folder).rglob("*.jsonl"))
+        if not paths:
+            raise KodaError(f"tokenize.contamination = {folder!r} holds no .jsonl file of evaluation items.")
+        return paths
 
     def near(self, text: str) -> str:
         """The file with an item that `text` is near to; empty if there is none."""
@@ -62,10 +68,10 @@ class Overlap:
         return self.names[self._owners[hits[0]]] if len(hits) else ""
 
     def _items(self, path: Path) -> Iterator[np.ndarray]:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode()) if line.strip() else {}
                 except ValueError as error:
                     raise KodaError(f"{path}, line {number}: not JSON ({error}).") from None
                 for text in _strings(row):

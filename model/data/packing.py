@@ -13,7 +13,7 @@ from model.data.conversations import Conversation
 from model.data.document import Flaw
 from model.data.shards import STARTS, TRAINED, ShardWriter
 from model.errors import KodaError
-from model.files import write_json
+from model.files import read_json, write_json
 
 
 class Rows:
@@ -73,7 +73,10 @@ def pack(
     rows = {part: Rows(Path(out) / part, size, sequence_length, end) for part in ("train", "heldout")}
     counts: collections.Counter[str] = collections.Counter(conversations=0, heldout_conversations=0, too_long=0)
     prompts: list[dict[str, Any]] = []
-    commits = {name: hub.commit(name) for name in source if sources.is_hub(name)}
+    noted = Path(out) / "commits.json"  # by the first life; a later one reads the same rows
+    if not noted.is_file():
+        write_json(noted, {name: hub.commit(name) for name in source if sources.is_hub(name)})
+    commits: dict[str, str] = read_json(noted)
 
     def leave_out(flaw: Flaw) -> None:
         if bad_input == "refuse":
@@ -92,16 +95,17 @@ def pack(
             if tokens is None:
                 counts["too_long"] += 1
                 continue
-            counts["truncated"] += tokens is not whole
+            counts["cut"] += tokens is not whole
             if not any(tokens.trained):
                 leave_out(Flaw(found.name, "nothing_to_learn", "there is no answer in it (within the context)"))
-            elif is_heldout(found.messages[0]["content"], heldout_fraction):
+            elif is_heldout(_question(found.messages), heldout_fraction):
                 counts["heldout_conversations"] += 1
                 rows["heldout"].add(tokens)
                 prompts.append(_prompt(found.messages))
             else:
-                counts["conversations"] += 1
-                for _ in range(_copies(found.messages, weight)):
+                copies = _copies(found.messages, weight)
+                counts["conversations"] += copies > 0
+                for _ in range(copies):
                     rows["train"].add(tokens)
     if not counts["conversations"] or not counts["heldout_conversations"]:
         raise KodaError(
@@ -131,6 +135,11 @@ def _prompt(messages: list[Message]) -> dict[str, Any]:
     """Everything up to the last answer, and that answer."""
     last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "answer": messages[last]["content"]}
+
+
+def _question(messages: list[Message]) -> str:
+    """What is asked first; many conversations may begin with the same system message."""
+    return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
 
 
 def _copies(messages: list[Message], weight: float) -> int:

@@ -5,6 +5,7 @@ same folders; the blocks are joined in the order of the parts (assembly.py). All
 so that a killed run goes on where it was.
 """
 
+import collections
 import itertools
 import json
 import shutil
@@ -42,26 +43,37 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
     A document is held out by its own hash, so that it stays on its side however the corpus grows. Raises KodaError for
     a source, a tokenizer, or a piece of input that cannot be used.
     """
-    folder = out / BUILDING
+    folder, done, journal = out / BUILDING, out / f"{BUILDING}.done", out / "train" / JOURNAL
+    shutil.rmtree(done, ignore_errors=True)
+    if not folder.exists():
+        journal.unlink(missing_ok=True)  # it vouches for shards together with the blocks alone
     folder.mkdir(parents=True, exist_ok=True)
     sweep(out)
     plan = _plan(folder, recipe)
     parts = [Part(**{**part, "paths": tuple(part["paths"])}) for part in plan["parts"]]
     if not (out / "tokenizer.json").is_file():
-        _learner(recipe, parts, readers).save(str(out / "tokenizer.json"))
+        with finished(out / "tokenizer.json") as file:
+            file.write(_learner(recipe, parts, readers).to_str(pretty=True))
     learner = tokenizers.load(str(out / "tokenizer.json"))
     try:
-        plan["encoder"] = plan["encoder"] or Encoder(learner).name
+        if not plan["encoder"]:
+            plan["encoder"] = Encoder(learner).name
+            plan["why"] = "" if plan["encoder"] == "tiktoken" else "its vocabulary is not bytes and merges alone"
         figures = _fill(out, parts, plan, recipe, spread, watch, readers)
     except EncodersDiffer as error:
-        # What tiktoken encoded so far is not to be trusted either; that it was given up is remembered.
+        # What tiktoken encoded so far is not to be trusted either; that it was given up is remembered. The blocks go
+        # first, and at once: shards without blocks are made again, blocks without their tokens are not.
+        shutil.rmtree(folder / "given up", ignore_errors=True)
+        (folder / "tiktoken").mkdir(exist_ok=True)
+        (folder / "tiktoken").rename(folder / "given up")
         for part in ("train", "heldout"):
             shutil.rmtree(out / part, ignore_errors=True)
         plan |= {"encoder": "tokenizers", "why": str(error)}
         write_json(folder / "plan.json", plan)
         figures = _fill(out, parts, plan, recipe, spread, watch, readers)
-    shutil.rmtree(folder)
-    (out / "train" / JOURNAL).unlink()
+    folder.rename(done)
+    journal.unlink()
+    shutil.rmtree(done)
     return figures
 
 
@@ -111,9 +123,14 @@ def _learner(recipe: Recipe, parts: list[Part], readers: int) -> Any:
         return tokenizers.load(recipe.tokenizer)
 
     def texts() -> Iterator[str]:
-        characters = 0
+        characters, taken = 0, collections.Counter[str]()
         for part in parts:
+            if recipe.limit and taken[part.source] >= recipe.limit:
+                continue
             for document in blocks.kept(part, recipe, Report(), readers):
+                taken[part.source] += 1
+                if recipe.limit and taken[part.source] > recipe.limit:
+                    break
                 if not blocks.is_heldout(document.text, recipe.heldout_fraction):
                     yield document.text
                     characters += len(document.text)
@@ -144,9 +161,14 @@ def _fill(
         assembly = Assembly(out, folder, size, recipe, documents)
         for number, part in enumerate(parts):
             done += part.size
-            if assembly.full(part.source) and number not in given:
+            report, full = reports[number], assembly.full(part.source)
+            if report is None and (number in given or not full):
+                report = next(results)
+            if report is None or full:  # read ahead, and not needed
                 continue
-            assembly.add(number, part.source, reports[number] or next(results))
+            if report.error:
+                raise KodaError(report.error)
+            assembly.add(number, part.source, report)
             tokens = assembly.train.given
             watch(done, total, f"{assembly.learned + assembly.held:,} documents, {tokens / 1e6:.1f} M tokens")
         figures = _figures(assembly, recipe, plan)
@@ -183,6 +205,7 @@ def _figures(assembly: Assembly, recipe: Recipe, plan: dict[str, Any]) -> dict[s
         "train_bytes": assembly.train_bytes,
         "read": assembly.read,
         "dropped": dropped,
+        "copies": assembly.copies,
         "near_evaluation_items": dict(assembly.near),
         "longest_document": assembly.longest,
         "longest_document_name": assembly.longest_name,

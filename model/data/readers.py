@@ -106,10 +106,16 @@ def _parquet_rows(
             groups = range(start, file.num_row_groups if stop is None else stop)
             number = sum(file.metadata.row_group(group).num_rows for group in range(start))
             for batch in file.iter_batches(256, list(groups), columns):
-                for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
-                    number += 1
-    except pyarrow.ArrowInvalid as error:
+                for row in range(batch.num_rows):
+                    name = f"{path}, row {number + row}"
+                    try:
+                        yield name, batch.slice(row, 1).to_pylist()[0]
+                    except UnicodeDecodeError as error:
+                        yield Flaw(
+                            name, "not_utf8", f"byte {error.start} of its text is {error.object[error.start]:#x}"
+                        )
+                number += batch.num_rows
+    except pyarrow.ArrowException as error:
         yield Flaw(str(path), "damaged", f"it is not a whole Parquet file ({str(error).splitlines()[0]})")
     except OSError as error:
         yield _unreadable(path, error)

@@ -8,6 +8,7 @@ documents, `00000.starts.npy` (uint32: where in the shard a document begins), an
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from model.errors import KodaError
 from model.files import finished, read_json, sha256, write_json
-from model.training.protocol import append, lines
+from model.training.protocol import lines
 
 TRAINED, STARTS = 1, 2
 MANIFEST = "manifest.json"
@@ -46,11 +47,10 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         if not resumes:
             (folder / JOURNAL).unlink(missing_ok=True)
-        self.shards: list[dict[str, Any]] = []
-        for shard in lines(folder / JOURNAL):
-            if shard["file"] != f"{len(self.shards):05d}.npy":  # a line was lost on a full disk
-                break
-            self.shards.append(shard)
+        self.shards: list[dict[str, Any]] = lines(folder / JOURNAL)
+        if self.shards:
+            with finished(folder / JOURNAL) as journal:  # without the line that a full disk may have cut short
+                journal.writelines(json.dumps(shard) + "\n" for shard in self.shards)
         self.given = 0  # tokens of the stream so far
         self._pieces: dict[str, list[np.ndarray]] = {"tokens": [], "marks": []}
         self._starts: list[np.ndarray] = []  # where documents begin in the stream
@@ -112,7 +112,10 @@ class ShardWriter:
         hashes = {file: sha256(self.folder / file) for file in sorted(arrays)}
         sizes = {file: (self.folder / file).stat().st_size for file in sorted(arrays)}
         shard = {"file": f"{name}.npy", "tokens": count, "size": sizes, "sha256": hashes}
-        append(self.folder / JOURNAL, shard)
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:  # or an error: blocks are removed on it
+            journal.write(json.dumps(shard) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
         self.shards.append(shard)
 
     def _take(self, what: str, count: int) -> np.ndarray:

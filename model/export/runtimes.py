@@ -115,19 +115,22 @@ class HuggingFace:
             self.torch.manual_seed(sampling.seed)
             settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         settings["repetition_penalty"] = sampling.repetition_penalty
-        out: list[Any] = []
+        ended: list[Any] = []  # what came out of it, or how it failed
 
         def generate() -> None:
             try:
-                out.append(self.model.generate(**inputs, **settings, streamer=streamer))
-            finally:
-                streamer.end()  # also where it failed, so that nobody waits for more
+                ended.append(self.model.generate(**inputs, **settings, streamer=streamer))
+            except Exception as error:
+                ended.append(error)
+                streamer.end()  # so that nobody waits for more
 
-        worker = threading.Thread(target=generate)
+        worker = threading.Thread(target=generate, daemon=True)  # Ctrl-C does not wait for the rest of the answer
         worker.start()
         yield from streamer
         worker.join()
-        return int(out[0][0, -1]) == self.tokenizer.eos_token_id
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+        return int(ended[0][0, -1]) == self.tokenizer.eos_token_id
 
 
 class LlamaCpp:

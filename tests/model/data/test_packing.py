@@ -84,6 +84,7 @@ BAD = {
     '{"instruction": "no answer"}': "no_conversation",
     '["a", "list"]': "not_json",
     '{"messages": [{"role": "robot", "content": "x"}]}': "bad_messages",
+    '{"message_id": 1, "text": "hello"}': "no_conversation",
     '{"messages": [{"role": "user", "content": "only asked"}]}': "nothing_to_learn",
 }
 
@@ -179,7 +180,7 @@ def test_what_is_too_long_is_left_out_cut_or_refused(tmp_path: Path, packed: Any
     with pytest.raises(KodaError, match="no answer in it"):  # cut before its answer begins
         packed(source, too_long="truncate")
     counts = packed(source, too_long="truncate", bad_input="skip")
-    assert counts["truncated"] == 2 and counts["nothing_to_learn"] == 1 and counts["too_long"] == 0
+    assert counts["cut"] == 2 and counts["nothing_to_learn"] == 1 and counts["too_long"] == 0
 
 
 def test_weights_repeat_a_source(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
@@ -193,6 +194,16 @@ def test_weights_repeat_a_source(tmp_path: Path, tokenizer_file: Path, packed: A
     held = [line["messages"][0]["content"] for line in read_json(tmp_path / "out/prompts.json")]
     assert times == [0 if f"Question {n}?" in held else 3 for n in range(20)]
     assert 20 < text.count("Other ") < 45  # half of four fifths of 80
+
+
+def test_one_system_message_for_all_does_not_put_all_on_one_side(tmp_path: Path, packed: Any) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    talks = [
+        {"messages": [system, {"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "Yes."}]}
+        for n in range(60)
+    ]
+    counts = packed(written(tmp_path / "rows.jsonl", talks))
+    assert counts["heldout_conversations"] > 3 and counts["conversations"] > 30
 
 
 def test_flaws_say_where(tmp_path: Path) -> None:

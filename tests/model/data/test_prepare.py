@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from model.data import blocks, sources
 from model.data.assembly import Seen
@@ -159,7 +159,7 @@ def test_copies_are_left_out_and_counted(tmp_path: Path, prepared: Prepare) -> N
     assert figures["dropped"] == {"duplicate": 43} and figures["documents"] == 40
     assert figures["train_tokens"] == plain["train_tokens"]
     kept = prepared(source, tmp_path / "kept", here, deduplicate=False)
-    assert kept["documents"] == 83 and kept["dropped"] == {"duplicate": 43}
+    assert kept["documents"] == 83 and kept["copies"] == 43 and kept["dropped"] == {}
 
 
 def test_the_set_of_hashes_agrees_with_python() -> None:
@@ -253,3 +253,68 @@ def test_what_a_killed_life_was_writing_is_swept_away(tmp_path: Path, prepared: 
     (tmp_path / "out/train/.00000.npy.4711").write_bytes(b"half of it")
     prepared(source, tmp_path / "out", here)
     assert listing(tmp_path / "out") == listing(tmp_path / "whole")
+
+
+def test_a_kill_while_it_tidies_up_is_mended(
+    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is made, and the blocks are half removed: what stands is made again, to the same bytes."""
+    import shutil
+
+    source = corpus(tmp_path / "text", 40)
+    prepared(source, tmp_path / "whole", here)
+    remove = shutil.rmtree
+
+    def half(folder: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:
+            remove(folder, ignore_errors=True)
+            return
+        next(folder.rglob("*.npz")).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", half)
+        prepared(source, tmp_path / "out", here)
+    prepared(source, tmp_path / "out", here)
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")
+
+
+def ahead(works: Iterator[Work]) -> Generator[Report, None, None]:
+    """All work is done before any of it is asked for."""
+    yield from [blocks.fill(work) for work in [*works]]
+
+
+def test_a_limit_asks_for_no_more_than_it_needs(tmp_path: Path, prepared: Prepare) -> None:
+    """A bad line behind the limit ends nothing and is not counted, however far the workers read ahead."""
+    source = tmp_path / "text"
+    source.mkdir()
+    for number in range(10):
+        lines = [json.dumps({"text": text_of(10 * number + line)}) for line in range(10)]
+        (source / f"{number}.jsonl").write_text("\n".join(lines + ["not json"] * (number == 6)) + "\n")
+    figures = [prepared(source, tmp_path / spread.__name__, spread, limit=30) for spread in (here, ahead)]
+    assert figures[0] == figures[1] and figures[0]["documents"] == 30
+    assert listing(tmp_path / "here") == listing(tmp_path / "ahead")
+
+
+def test_a_limit_counts_copies_once(tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text_of(n // 10)}) + "\n" for n in range(400)))
+    assert prepared(tmp_path / "a.jsonl", tmp_path / "out", here, limit=30)["documents"] == 30
+
+
+def test_a_tokenizer_with_words_of_its_own_is_not_given_to_tiktoken(
+    tmp_path: Path, prepared: Prepare, tokenizer_file: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.add_tokens([AddedToken("<|user|>", special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    figures = prepared(corpus(tmp_path / "text", 20), tmp_path / "out", here, tokenizer=str(tmp_path))
+    assert figures["encoder"] == "tokenizers" and "not bytes and merges alone" in figures["encoder_why"]
+
+
+def test_what_was_read_otherwise_is_counted_beyond_what_is_named(tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number:02}.txt").write_bytes(f"caf\xe9 number {number}".encode("cp1252"))
+    prepared(tmp_path / "text", tmp_path / "out", here)
+    notes = json.loads((tmp_path / "out/notes.json").read_text())
+    assert len(notes) == 21 and notes[-1] == "… and 10 more read as Windows-1252 in the same part"

@@ -134,6 +134,14 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path, recipe: Make) -> None
     assert texts(tmp_path, recipe(tmp_path)) == ["good"]
 
 
+def test_a_parquet_text_that_is_not_utf_8_is_found_in_its_row(tmp_path: Path, recipe: Make) -> None:
+    raw = pyarrow.array([b"good", b"caf\xe9", b"good"]).cast(pyarrow.binary())
+    text = pyarrow.StringArray.from_buffers(3, *raw.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    assert flaws(tmp_path, recipe(tmp_path)) == [("not_utf8", "a.parquet, row 1")]
+    assert texts(tmp_path, recipe(tmp_path)) == ["good", "good"]
+
+
 def test_a_file_that_vanishes_after_the_plan_was_made(tmp_path: Path, recipe: Make) -> None:
     for name in ("a.txt", "b.jsonl", "c.parquet", "d.jsonl.gz"):
         (tmp_path / name).write_text("x")
