@@ -106,20 +106,15 @@ def chat_(arguments: argparse.Namespace) -> int:
     from model.sampling import Sampling
 
     sampling = Sampling(**{field: getattr(arguments, field) for field in Sampling._fields})
-    for right, flag, value, wanted in (
-        (sampling.limit >= 1, "limit", sampling.limit, "an answer has at least 1 token"),
-        (sampling.temperature >= 0, "temperature", sampling.temperature, "0, or a number above it"),
-        (sampling.top_k >= 0, "top-k", sampling.top_k, "a number of tokens, or 0 for all"),
-        (0 < sampling.top_p <= 1, "top-p", sampling.top_p, "a probability above 0 and up to 1"),
-        (
-            sampling.repetition_penalty >= 1,
-            "repetition-penalty",
-            sampling.repetition_penalty,
-            "1, or a number above it",
-        ),
+    for right, field, wanted in (
+        (sampling.limit >= 1, "limit", "1 token or more"),
+        (sampling.temperature >= 0, "temperature", "0, or a number above it"),
+        (sampling.top_k >= 0, "top_k", "a number of tokens, or 0 for all"),
+        (0 < sampling.top_p <= 1, "top_p", "a probability above 0 and up to 1"),
+        (sampling.repetition_penalty >= 1, "repetition_penalty", "1, or a number above it"),
     ):
         if not right:
-            raise KodaError(f"--{flag} {value}: it takes {wanted}.")
+            raise KodaError(f"--{field.replace('_', '-')} {getattr(sampling, field)}: it takes {wanted}.")
     with causes_only(), contextlib.suppress(EOFError):
         converse(arguments.name, arguments.runtime, arguments.prompt, sampling)
     return 0

@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict
 OPERATIONAL: dict[str, Any] = {"operational": True}
 
 
+def weighted(source: str | dict[str, float]) -> dict[str, float]:
+    """Each source, and how often it is read; one alone is read once."""
+    return {source: 1.0} if isinstance(source, str) else source
+
+
 class Section(BaseModel):
     """Settings of one stage. The docstring under a field is its help, its title in the UI, its comment in run.toml."""
 

@@ -10,6 +10,7 @@ from model.data import conversations
 from model.files import read_json
 from model.training.job import LoraRecipe
 from tasks.run import Built
+from tasks.section import weighted
 from tasks.stage import stage
 from tasks.supervise import call
 from tasks.train import TrainSection, run_training
@@ -58,17 +59,13 @@ class Sft(TrainSection):
             raise ValueError(f"sft.lora_targets: {sorted(unknown)[0]!r} is not one of {', '.join(LORA_TARGETS)}.")
         return targets
 
-    def weights(self) -> dict[str, float]:
-        """Each source, and how often it is read."""
-        return {self.source: 1.0} if isinstance(self.source, str) else self.source
-
     def lora(self) -> LoraRecipe | None:
         if self.method == "full":
             return None
         return LoraRecipe(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
 
     def fingerprint(self) -> str:
-        return "\n".join(map(conversations.fingerprint, self.weights()))
+        return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
 @stage(version=2, resumes=True)
@@ -80,7 +77,7 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         "model.data.packing:pack",
         out / "sft.log",
         out=data,
-        source=settings.weights(),
+        source=weighted(settings.source),
         split=settings.split,
         language=settings.language,
         too_long=settings.too_long,

@@ -17,7 +17,7 @@ from model.data.recipe import Recipe
 from model.errors import KodaError
 from model.files import read_json, sha256
 from tasks.progress import progress, say
-from tasks.section import OPERATIONAL, Section
+from tasks.section import OPERATIONAL, Section, weighted
 from tasks.stage import RETRIED, stage
 
 SHOWN = 3  # decisions about documents that are told; more of them are in notes.json
@@ -74,16 +74,12 @@ class Tokenize(Section):
             raise ValueError("tokenize.source names nothing to read; `docs` needs no network.")
         return source
 
-    def weights(self) -> dict[str, float]:
-        """Each source, and how often it is read."""
-        return {self.source: 1.0} if isinstance(self.source, str) else self.source
-
     def recipe(self) -> Recipe:
         settings = self.model_dump(exclude={"workers", "dask"})
-        return Recipe(**{**settings, "source": self.weights()})
+        return Recipe(**{**settings, "source": weighted(self.source)})
 
     def fingerprint(self) -> str:
-        read = [*map(sources.fingerprint, self.weights()), tokenizer.fingerprint(self.tokenizer)]
+        read = [*map(sources.fingerprint, weighted(self.source)), tokenizer.fingerprint(self.tokenizer)]
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
@@ -120,7 +116,7 @@ def _on_dask(settings: Tokenize) -> Any:
     except ImportError:
         raise KodaError("tokenize.dask needs the extra `dask`: pip install 'koda[dask]'.") from None
 
-    read = [source for source in (*settings.weights(), settings.contamination) if source and _is_path(source)]
+    read = [source for source in (*weighted(settings.source), settings.contamination) if source and _is_path(source)]
     if relative := [source for source in read if not Path(source).is_absolute()]:
         raise KodaError(f"tokenize.dask: {relative[0]!r} must be an absolute path; the workers start in other folders.")
 

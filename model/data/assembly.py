@@ -89,7 +89,7 @@ class Assembly:
         if self.recipe.limit:
             keep &= np.cumsum(keep) <= self.recipe.limit - self.kept[source]
         self.kept[source] += int(keep.sum())
-        held = block.hashes < np.uint64(self.recipe.heldout_fraction * 2**64)
+        held = blocks.heldout(block.hashes, self.recipe.heldout_fraction)
         self._hold_out(block, held, keep)
         self._learn(block, part, number, held, keep, source)
 

@@ -142,7 +142,12 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
 
 def is_heldout(text: str, fraction: float) -> bool:
     """Does this text belong to the held-out part? Its own bytes decide, and nothing else."""
-    return hash_of(text) < fraction * 2**64
+    return bool(heldout(np.array([hash_of(text)], np.uint64), fraction)[0])
+
+
+def heldout(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """`[n]` bool: which of the documents with these hashes are held out."""
+    return hashes < np.uint64(fraction * 2**64)
 
 
 def hash_of(text: str) -> int:
@@ -177,15 +182,15 @@ def _write(
     kind = token_type(encoder.tokenizer.get_vocab_size())
     hashes = np.array([hash_of(document.text) for document in documents], np.uint64)
     encoded = [np.append(encoder(document.text), np.uint32(end)).astype(kind) for document in documents]
-    held = hashes < np.uint64(recipe.heldout_fraction * 2**64)
+    held = heldout(hashes, recipe.heldout_fraction)
     nothing = [np.empty(0, kind)]
-    heldout = [json.dumps(d._asdict(), ensure_ascii=False) for d, out in zip(documents, held, strict=True) if out]
+    put_aside = [json.dumps(d._asdict(), ensure_ascii=False) for d, out in zip(documents, held, strict=True) if out]
     block = Block(
         hashes,
         np.array([len(one) for one in encoded], np.uint32),
         np.array([len(document.text.encode()) for document in documents], np.uint32),
         np.concatenate([*nothing, *(one for one, out in zip(encoded, held, strict=True) if out)]),
-        np.frombuffer("".join(f"{line}\n" for line in heldout).encode(), np.uint8),
+        np.frombuffer("".join(f"{line}\n" for line in put_aside).encode(), np.uint8),
     )
     with finished(tokens(folder, part, number), "wb") as file:
         learned = [*nothing, *(one for one, out in zip(encoded, held, strict=True) if not out)]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model.data import chat, conversations, hub, sources
+from model.data import chat, conversations, sources
 from model.data import tokenizer as tokenizers
 from model.data.blocks import hash_of, is_heldout
 from model.data.chat import Message
@@ -75,7 +75,7 @@ def pack(
     prompts: list[dict[str, Any]] = []
     noted = Path(out) / "commits.json"  # by the first life; a later one reads the same rows
     if not noted.is_file():
-        write_json(noted, {name: hub.commit(name) for name in source if sources.is_hub(name)})
+        write_json(noted, sources.commits(source))
     commits: dict[str, str] = read_json(noted)
 
     def leave_out(flaw: Flaw) -> None:

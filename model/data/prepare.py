@@ -16,6 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from model.data import blocks, sources
 from model.data import tokenizer as tokenizers
 from model.data.assembly import Assembly
@@ -59,7 +61,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
         if not plan["encoder"]:
             plan["encoder"] = Encoder(learner).name
             plan["why"] = "" if plan["encoder"] == "tiktoken" else "its vocabulary is not bytes and merges alone"
-        figures = _fill(out, parts, plan, recipe, spread, watch, readers)
+        figures = _fill(out, learner, parts, plan, recipe, spread, watch, readers)
     except EncodersDiffer as error:
         # What tiktoken encoded so far is not to be trusted either; that it was given up is remembered. The blocks go
         # first, and at once: shards without blocks are made again, blocks without their tokens are not.
@@ -70,7 +72,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
             shutil.rmtree(out / part, ignore_errors=True)
         plan |= {"encoder": "tokenizers", "why": str(error)}
         write_json(folder / "plan.json", plan)
-        figures = _fill(out, parts, plan, recipe, spread, watch, readers)
+        figures = _fill(out, learner, parts, plan, recipe, spread, watch, readers)
     folder.rename(done)
     journal.unlink()
     shutil.rmtree(done)
@@ -108,7 +110,7 @@ def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """What is to be read, decided once: a life that goes on reads the same parts, and the same commit of a data set."""
     path = folder / "plan.json"
     if not path.is_file():
-        commits = {source: sources.hub.commit(source) for source in recipe.source if sources.is_hub(source)}
+        commits = sources.commits(recipe.source)
         parts = [
             part._asdict()
             for source in recipe.source
@@ -118,7 +120,7 @@ def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
     return read_json(path)
 
 
-def _learner(recipe: Recipe, parts: list[Part], readers: int) -> Any:
+def _learner(recipe: Recipe, parts: list[Part], readers: int) -> Tokenizer:
     if recipe.tokenizer != "train":
         return tokenizers.load(recipe.tokenizer)
 
@@ -141,10 +143,16 @@ def _learner(recipe: Recipe, parts: list[Part], readers: int) -> Any:
 
 
 def _fill(
-    out: Path, parts: list[Part], plan: dict[str, Any], recipe: Recipe, spread: Spread, watch: Watch, readers: int
+    out: Path,
+    learner: Tokenizer,
+    parts: list[Part],
+    plan: dict[str, Any],
+    recipe: Recipe,
+    spread: Spread,
+    watch: Watch,
+    readers: int,
 ) -> dict[str, Any]:
     folder = out / BUILDING / plan["encoder"]
-    learner = tokenizers.load(str(out / "tokenizer.json"))
     size = learner.get_vocab_size()
     reports = [blocks.report(folder, number) for number in range(len(parts))]
     given: set[int] = set()  # to workers

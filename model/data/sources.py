@@ -86,6 +86,11 @@ def documents(
             yield from readers.parquet(Path(part.paths[0]), recipe.text_column, part.start, part.stop)
 
 
+def commits(named: Iterable[str]) -> dict[str, str]:
+    """The commit that each Hub data set among these sources is at now."""
+    return {source: hub.commit(source) for source in named if is_hub(source)}
+
+
 def is_docs(source: str) -> bool:
     return source == "docs" or source.startswith("docs:")
 
