@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from model.data.chat import Message
 from model.data.chat import prompt as render
@@ -10,23 +9,29 @@ from model.errors import KodaError
 from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
 from model.files import read_json
 from model.sampling import Sampling
-from tasks.run import folder_of
+from tasks.run import existing, folder_of
+
+WEIGHTS = "extend/weights/COMMIT.json"
+PLACES = {  # where each runtime's files lie in a run's folder, and which of them are taken first
+    "jax": ("extend/weights", ["COMMIT.json"]),
+    "hf": ("convert/hf", ["config.json"]),
+    "gguf": ("convert/gguf", ["*-Q8_0.gguf", "*.gguf"]),
+    "mlx": ("convert/mlx", ["8bit/config.json", "*/config.json"]),
+}
 
 
 def open_runtime(name: str, runtime: str) -> Runtime:
     """The run's final model in a runtime. Raises KodaError where the run has not come that far."""
-    folder = folder_of(name)
-    needed = {"jax": "extend/weights", "hf": "convert/hf", "gguf": "convert/gguf", "mlx": "convert/mlx/8bit"}[runtime]
-    if not folder.is_dir():
-        raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
-    if not (folder / needed).exists():
-        raise KodaError(f"run {name!r} has no {folder / needed} yet: the command that began it goes on with it.")
+    folder = existing(name)
+    place, files = PLACES[runtime]
+    found = [path for pattern in files for path in sorted((folder / place).glob(pattern))]
+    if not found:
+        raise KodaError(f"run {name!r} has no {folder / place} yet: the command that began it goes on with it.")
     if runtime == "jax":
-        return Jax(folder / needed, folder / "tokenize/tokenizer.json")
+        return Jax(found[0].parent, folder / "tokenize/tokenizer.json")
     if runtime == "gguf":
-        context = read_json(folder / "convert/hf/config.json")["max_position_embeddings"]
-        return LlamaCpp(next(Path(folder / needed).glob("*-Q8_0.gguf")), context)
-    return HuggingFace(folder / needed) if runtime == "hf" else Mlx(folder / needed)
+        return LlamaCpp(found[0], read_json(folder / WEIGHTS)["config"]["max_position_embeddings"])
+    return HuggingFace(found[0].parent) if runtime == "hf" else Mlx(found[0].parent)
 
 
 class Conversation:
@@ -65,7 +70,7 @@ class Conversation:
 def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) -> None:
     """Answer `prompt`, or one question after another until the input ends."""
     model = open_runtime(name, runtime)
-    context = read_json(folder_of(name) / "extend/weights/COMMIT.json")["config"]["max_position_embeddings"]
+    context = read_json(folder_of(name) / WEIGHTS)["config"]["max_position_embeddings"]
     if sampling.limit > context // 2:
         print(f"(answers of at most {context // 2} tokens: half the context is for what is asked)", file=sys.stderr)
         sampling = sampling._replace(limit=context // 2)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from model.errors import KodaError
 
@@ -35,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     run = command("run", run_, "Run the pipeline; a stage whose result stands is skipped.")
-    run.add_argument("--preset", default="tiny", help="a preset's name (default: tiny)")
+    run.add_argument(
+        "--preset", default="", help="a preset's name (default: the run's own settings; tiny, if it is new)"
+    )
     run.add_argument("--name", help="the run's name, its folder below runs/ (default: the preset's)")
     run.add_argument(
         "--from", dest="start", default="", metavar="STAGE", help="build this stage and those after it anew"
@@ -44,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, as section.key=value"
     )
+
+    import_ = command("import", import_run, "Begin a run with a LlamaForCausalLM that others trained.")
+    import_.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, safetensors and the tokenizer")
+    import_.add_argument("--name", required=True, help="the run's name")
+    import_.add_argument("--preset", default="tiny", help="what the stages after it are set to (default: tiny)")
+    import_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
 
     status = command("status", status_, "How far a run is.")
     status.add_argument("name", nargs="?", default="tiny")
@@ -69,25 +78,44 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--budget-hours", type=float, help="what would be trained best in so many hours?")
     plan.add_argument("--json", action="store_true", help="for programs")
 
+    publish = command("publish", publish_, "Publish a run's exports: into its folder, or on the Hugging Face Hub.")
+    publish.add_argument("name", nargs="?", default="tiny")
+    publish.add_argument("--to", default="", metavar="USER/NAME", help="where on the Hub (default: as the run is set)")
+    publish.add_argument("--dry-run", action="store_true", help="only show what would change")
+
+    verify = command("verify", verify_, "Is a downloaded copy what was published?")
+    verify.add_argument("folder", type=Path, metavar="FOLDER", help="one with a file CHECKSUMS in it")
+
     command("up", up_, "Start a Prefect server, the deployments and a worker; Ctrl-C ends all of it.")
     return top
 
 
 def run_(arguments: argparse.Namespace) -> int:
+    return _run(arguments, arguments.name or arguments.preset or "tiny", arguments.start, arguments.until)
+
+
+def import_run(arguments: argparse.Namespace) -> int:
+    from flows.importing import settings
+
+    done = _run(arguments, arguments.name, "", "checkpoint", settings(arguments.folder, arguments.name))
+    print(f"  go on with koda run --name {arguments.name} --from sft")
+    return done
+
+
+def _run(arguments: argparse.Namespace, name: str, start: str, until: str, more: dict[str, str] | None = None) -> int:
     from flows.environment import causes_only, set_environment
 
     set_environment(quiet=True)
     from flows.config import load
     from flows.koda import pipeline
     from flows.status import closing_lines
-    from tasks.run import Run
+    from tasks.run import Run, folder_of
 
-    overrides = dict(_pair(text) for text in arguments.set)
-    load(arguments.preset, overrides)  # refuse before anything starts
-    name = arguments.name or arguments.preset
-    Run(name, start=arguments.start, until=arguments.until)
+    overrides = {**(more or {}), **dict(_pair(text) for text in arguments.set)}
+    load(arguments.preset, overrides, folder_of(name))  # refuse before anything starts
+    Run(name, start=start, until=until)
     with causes_only():
-        pipeline(preset=arguments.preset, name=name, start=arguments.start, until=arguments.until, overrides=overrides)
+        pipeline(preset=arguments.preset, name=name, start=start, until=until, overrides=overrides)
     print("\n".join(closing_lines(name)))
     return 0
 
@@ -128,6 +156,43 @@ def plan_(arguments: argparse.Namespace) -> int:
         arguments.preset, overrides, arguments.gpu, arguments.count, arguments.utilisation, arguments.budget_hours
     )
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
+    return 0
+
+
+def publish_(arguments: argparse.Namespace) -> int:
+    from flows.environment import causes_only, set_environment
+
+    set_environment(quiet=True)
+    from flows.config import load
+    from tasks.publish import would_change
+    from tasks.run import existing
+
+    more = {"publish.to": arguments.to} if arguments.to else {}
+    if not arguments.dry_run:
+        existing(arguments.name)
+        given = argparse.Namespace(preset="", set=[])
+        return _run(given, arguments.name, "publish", "publish", more)
+    config = load("", more, existing(arguments.name))
+    with causes_only():
+        print("\n".join(would_change(arguments.name, config.publish, config.about)))
+    return 0
+
+
+def verify_(arguments: argparse.Namespace) -> int:
+    from model.files import CHECKSUMS, checksums, sha256
+
+    listed = arguments.folder / CHECKSUMS
+    if not listed.is_file():
+        raise KodaError(f"{arguments.folder} has no file {CHECKSUMS}: it is no folder that Koda published.")
+    found = checksums(listed)
+    wrong = [
+        f"{path}: {'is not what was published' if (arguments.folder / path).is_file() else 'is missing'}"
+        for path, digest in found.items()
+        if not (arguments.folder / path).is_file() or sha256(arguments.folder / path) != digest
+    ]
+    if wrong:
+        raise KodaError("\n".join(wrong))
+    print(f"{arguments.folder}: all {len(found)} files are what was published.")
     return 0
 
 

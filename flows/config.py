@@ -3,12 +3,14 @@
 import difflib
 import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import KodaError
+from tasks.about import About
 from tasks.convert import Convert
 from tasks.evaluate import Evaluate
 from tasks.extend import Extend
@@ -18,12 +20,16 @@ from tasks.section import Section
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
 
+RUN_TOML = "run.toml"
+
 
 class RunConfig(Section):
     """Everything that decides a run. `koda run --set section.key=value` changes one value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
+    about: About = Field(default_factory=About)
+    """What exports and cards say about the model."""
     model: Model = Field(default_factory=Model)
     """The network's shape."""
     tokenize: Tokenize = Field(default_factory=Tokenize)
@@ -48,6 +54,9 @@ class RunConfig(Section):
                 f"model.qk_norm = true: {', '.join(self.convert.formats)} are written as architecture `llama`, which "
                 "has no norm on queries and keys. Leave it off, or set convert.formats=[] to export nothing."
             )
+        widths = {"hidden_size": self.model.hidden_size, "intermediate_size": self.model.intermediate_size}
+        if misfit := self.convert.misfit(**widths):
+            raise ValueError(f"{misfit} Choose another width, or other exports: convert.gguf, convert.mlx.")
         return self
 
 
@@ -60,16 +69,28 @@ def presets() -> list[str]:
     )
 
 
-def load(preset: str, overrides: dict[str, str] | None = None) -> RunConfig:
-    """The preset's configuration with `section.key = text` laid over it, checked before anything runs.
+def begun_with(preset: str, run: Path | None) -> str:
+    """The preset that counts: the one that is named, or that the run in this folder began with, or `tiny`."""
+    if preset or run is None or not (run / RUN_TOML).is_file():
+        return preset or "tiny"
+    return str(tomllib.loads((run / RUN_TOML).read_text(encoding="utf-8"))["preset"])
 
-    Raises KodaError naming the key and what would be accepted.
+
+def load(preset: str, overrides: dict[str, str] | None = None, run: Path | None = None) -> RunConfig:
+    """A configuration with `section.key = text` laid over it, checked before anything runs.
+
+    It is the preset's; where none is named, that of the run in the folder `run`, as its run.toml has it, or `tiny`'s
+    for a run that is new. Raises KodaError naming the key and what would be accepted.
     """
-    if preset not in presets():
-        raise KodaError(
-            f"there is no preset {preset!r}{_nearest(preset, presets())}; the presets are {', '.join(presets())}."
-        )
-    raw = tomllib.loads((resources.files("flows.presets") / f"{preset}.toml").read_text(encoding="utf-8"))
+    if not preset and run is not None and (run / RUN_TOML).is_file():
+        raw = _known(tomllib.loads((run / RUN_TOML).read_text(encoding="utf-8")))
+    else:
+        preset = preset or "tiny"
+        if preset not in presets():
+            raise KodaError(
+                f"there is no preset {preset!r}{_nearest(preset, presets())}; the presets are {', '.join(presets())}."
+            )
+        raw = tomllib.loads((resources.files("flows.presets") / f"{preset}.toml").read_text(encoding="utf-8"))
     for key, text in (overrides or {}).items():
         section, _, name = key.partition(".")
         known = RunConfig.model_fields
@@ -83,6 +104,16 @@ def load(preset: str, overrides: dict[str, str] | None = None) -> RunConfig:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise KodaError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _known(written: dict[str, Any]) -> dict[str, Any]:
+    """What a run.toml of an earlier version sets, as far as there still are such settings."""
+    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {
+        section: {key: value for key, value in values.items() if key in sections[section].model_fields}  # type: ignore[union-attr]
+        for section, values in written.items()
+        if section in sections
+    }
 
 
 def as_toml(preset: str, config: RunConfig) -> str:
@@ -102,7 +133,7 @@ def _assignment(name: str, value: Any) -> str:
     """`name = value` on one line, tables among them: a table of its own would take in what follows."""
     if not isinstance(value, dict):
         return tomli_w.dumps({name: value}).rstrip()
-    pairs = (tomli_w.dumps({key: inner}).rstrip() for key, inner in value.items())
+    pairs = (tomli_w.dumps({str(key): inner}).rstrip() for key, inner in value.items())
     return f"{name} = {{ {', '.join(pairs)} }}"
 
 

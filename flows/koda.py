@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows.config import as_toml, load
+from flows.config import as_toml, begun_with, load
 from tasks.checkpoint import checkpoint
 from tasks.convert import convert
 from tasks.evaluate import evaluate
@@ -10,7 +10,7 @@ from tasks.extend import extend
 from tasks.pretrain import pretrain
 from tasks.publish import publish
 from tasks.report import report
-from tasks.run import Run
+from tasks.run import Run, folder_of
 from tasks.sft import sft
 from tasks.tokenize import tokenize
 
@@ -19,35 +19,36 @@ Overrides = dict[str, str]
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
 def pipeline(
-    preset: str = "tiny", name: str = "tiny", start: str = "", until: str = "", overrides: Overrides | None = None
+    preset: str = "", name: str = "tiny", start: str = "", until: str = "", overrides: Overrides | None = None
 ) -> None:
     """Text to a published model: every stage, each skipped if its result already stands.
 
     Args:
-        preset: tiny, koda-124m or koda-1.3b.
+        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
         name: the run's name; everything it makes lies in runs/<name>.
         start: build this stage and those after it anew.
         until: end with this stage.
         overrides: settings to change, as section.key: value.
     """
-    c = load(preset, overrides)
-    with Run(name, start=start, until=until, config_text=as_toml(preset, c)) as run:
+    folder = folder_of(name)
+    c = load(preset, overrides, folder)
+    with Run(name, start=start, until=until, config_text=as_toml(begun_with(preset, folder), c)) as run:
         tokens = tokenize(run, c.tokenize)
         base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
         chat = sft(run, c.sft, base, tokens)
         long = extend(run, c.extend, chat, tokens)
-        exports = convert(run, c.convert, long, chat, tokens)
+        exports = convert(run, c.convert, c.about, long, chat, tokens)
         scores = evaluate(run, c.evaluate, long, base, tokens)
-        publish(run, c.publish, exports, scores, long, tokens)
+        publish(run, c.publish, c.about, exports, scores, long, tokens)
     report(run)
 
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
-def pretraining(preset: str = "tiny", name: str = "tiny", overrides: Overrides | None = None) -> None:
+def pretraining(preset: str = "", name: str = "tiny", overrides: Overrides | None = None) -> None:
     """Text to a verified checkpoint: tokenize if it is not done, train, promote.
 
     Args:
-        preset: tiny, koda-124m or koda-1.3b.
+        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
         name: the run's name; everything it makes lies in runs/<name>.
         overrides: settings to change, as section.key: value.
     """

@@ -6,19 +6,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from model.errors import KodaError
 from model.files import read_json
 from model.training.goodput import goodput, shares
 from model.training.protocol import METRICS, Heartbeat, lines, restarts
 from tasks.progress import clock
-from tasks.run import RECORD, STAGES, folder_of
+from tasks.run import RECORD, STAGES, existing, folder_of
 
 
 def status(name: str) -> dict[str, Any]:
     """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run."""
-    folder = folder_of(name)
-    if not (folder / "run.toml").is_file():
-        raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
+    folder = existing(name)
     config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
     working = _locked(folder / ".lock")
     stages = [_stage(folder, stage, working) for stage in STAGES]

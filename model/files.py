@@ -14,6 +14,8 @@ from typing import IO, Any
 
 from model.errors import KodaError
 
+CHECKSUMS = "CHECKSUMS"
+
 
 @contextmanager
 def finished(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -62,6 +64,39 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
+
+
+def link(source: Path, target: Path) -> None:
+    """Let the files of folder `source` stand in `target` too, without a second copy where the disk can do that.
+
+    Both sides must hold them as they are: a file is changed by putting another in its place.
+    """
+
+    def one(here: str, there: str) -> None:
+        try:
+            os.link(here, there)
+        except OSError:  # another disk, or one that knows no links
+            shutil.copyfile(here, there)
+
+    shutil.copytree(source, target, copy_function=one, dirs_exist_ok=True)
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the SHA-256 of every file of a folder in it, in the form that `sha256sum --check` reads."""
+    sums = "".join(f"{facts['sha256']}  {path}\n" for path, facts in listing(folder).items())
+    with finished(folder / CHECKSUMS) as file:
+        file.write(sums)
+
+
+def checksums(path: Path) -> dict[str, str]:
+    """What `write_checksums` noted: each file's hash. Raises KodaError for a line of another form."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        digest, gap, name = line.partition("  ")
+        if len(digest) != 64 or not gap or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise KodaError(f"{path}, line {number}: not a SHA-256, two spaces and a file of this folder.")
+        found[name] = digest
+    return found
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -1,14 +1,25 @@
 """A model on disk between two stages: the network's configuration and its weights, whole and checked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from model import arrays
 from model.config import Compute, LlamaConfig
 from model.llama import Llama
+
+
+class Stored(NamedTuple):
+    """A model as numbers: nested dicts of numpy arrays, in the types that they are stored in, and its shape.
+
+    What reads and writes other programs' files works on this, so that a model is held in memory once.
+    """
+
+    config: LlamaConfig
+    params: dict[str, Any]
 
 
 def abstract(config: LlamaConfig, compute: Compute | None = None) -> tuple[nnx.GraphDef, nnx.State]:
@@ -26,15 +37,32 @@ def build(graph: nnx.GraphDef, state: nnx.State, *numbers: dict[str, Any]) -> Ll
 
 def save(folder: Path, model: Llama, **facts: Any) -> None:
     """Write a model to `folder`."""
-    arrays.write(folder, nnx.to_pure_dict(nnx.state(model, nnx.Param)), config=model.config.to_dict(), **facts)
+    write(folder, stored(model), **facts)
+
+
+def write(folder: Path, model: Stored, **facts: Any) -> None:
+    """Write a model to `folder`, every array in its own type."""
+    arrays.write(folder, model.params, config=model.config.to_dict(), **facts)
+
+
+def read(folder: Path) -> Stored:
+    """Read what was written, in the types it was written in. Raises `arrays.Broken` where it is not whole."""
+    config = LlamaConfig(**arrays.facts(folder)["config"])
+    template = nnx.to_pure_dict(abstract(config)[1])
+    return Stored(config, arrays.unflatten(template, arrays.read(folder)))
+
+
+def stored(model: Llama) -> Stored:
+    """The numbers of a network."""
+    return Stored(model.config, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+
+
+def network(model: Stored, compute: Compute | None = None) -> Llama:
+    """The network with these numbers in it, as float32."""
+    graph, state = abstract(model.config, compute)
+    return build(graph, state, jax.tree.map(lambda array: jax.numpy.asarray(array, "float32"), model.params))
 
 
 def load(folder: Path, compute: Compute | None = None) -> Llama:
-    """Read the model that `save` wrote. Raises `arrays.Broken` where it is not whole."""
-    graph, state = abstract(LlamaConfig(**arrays.facts(folder)["config"]), compute)
-    pure = nnx.to_pure_dict(state)
-    return build(graph, state, unflatten_on_device(pure, arrays.read(folder)))
-
-
-def unflatten_on_device(template: Any, named: dict[str, Any]) -> Any:
-    return jax.tree.map(jax.numpy.asarray, arrays.unflatten(template, named))
+    """The network of `read`, computing."""
+    return network(read(folder), compute)

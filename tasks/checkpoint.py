@@ -11,6 +11,7 @@ from tasks.supervise import call
 @stage(version=1)
 def checkpoint(out: Path, pretrained: Built) -> dict[str, Any]:
     """Verify the last checkpoint (whole, finite, held-out loss as recorded) and write weights/."""
-    return call(
-        "model.training.promote:promote", out / "checkpoint.log", job=pretrained / "job.json", out=out / "weights"
-    )
+    log = out / "checkpoint.log"
+    if "imported" in pretrained.figures:
+        return call("model.export.adopt:promote", log, source=pretrained / "weights", out=out / "weights")
+    return call("model.training.promote:promote", log, job=pretrained / "job.json", out=out / "weights")

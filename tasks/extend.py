@@ -14,8 +14,8 @@ from tasks.train import TrainSection, run_training
 
 
 class Extend(TrainSection):
-    factor: Annotated[float, Field(gt=1)] = 2.0
-    """How many times as long the context becomes."""
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    """How many times as long the context becomes; 1: the model goes on as it is."""
     method: Literal["ntk", "linear", "yarn"] = "ntk"
     """How: a larger rotary base (NTK-aware), which every program that runs the exports understands; position
     interpolation; or YaRN."""
@@ -44,7 +44,8 @@ class Extend(TrainSection):
 def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str, Any]:
     """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
     log, final = out / "extend.log", out / "weights"
-    start = out / "start" if settings.steps else final
+    adapts = bool(settings.steps) and settings.factor > 1
+    start = out / "start" if adapts else final
     figures = call(
         "model.evaluation.context:stretch",
         log,
@@ -53,7 +54,9 @@ def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str,
         factor=settings.factor,
         method=settings.method,
     )
-    if settings.steps:
+    if settings.factor == 1:
+        return figures
+    if adapts:
         figures |= _adapt(out, settings, chat, tokens)
     return figures | call(
         "model.evaluation.context:measure",
@@ -65,7 +68,7 @@ def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str,
         prompts=chat / "data/prompts.json",
         factor=settings.factor,
         method=settings.method,
-        adapted=bool(settings.steps),
+        adapted=adapts,
         rows=settings.rows,
         items=settings.passkeys,
         answer_limit=settings.answer_limit,

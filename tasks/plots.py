@@ -45,8 +45,26 @@ def _labels(axes: Axes, x: str, y: str) -> None:
         axes.legend(frameon=False, labelcolor=INK)
 
 
+def png(figure: Figure) -> bytes:
+    """A picture for pages that take no SVG, in grey ink that reads on light and dark."""
+    buffer = io.BytesIO()
+    for text in figure.findobj(matplotlib.text.Text):
+        if str(text.get_color()) == INK:
+            text.set_color(GREY)
+    for axes in figure.axes:
+        axes.tick_params(colors=GREY)
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def curve(metrics: list[dict[str, Any]], restarts: list[int]) -> str:
     """Training and held-out loss by step."""
+    return _svg(curve_figure(metrics, restarts))
+
+
+def curve_figure(metrics: list[dict[str, Any]], restarts: list[int]) -> Figure:
+    """The same, before it is a picture."""
     figure, axes = _figure()
     trained = [line for line in metrics if "loss" in line]
     heldout = [line for line in metrics if "heldout_loss" in line]
@@ -55,7 +73,7 @@ def curve(metrics: list[dict[str, Any]], restarts: list[int]) -> str:
     for step in restarts:
         axes.axvline(step, color=GREY, linewidth=1)
     _labels(axes, "step", "loss, nats per token")
-    return _svg(figure)
+    return figure
 
 
 def positions(found: dict[str, Any]) -> str:

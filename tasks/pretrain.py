@@ -10,6 +10,7 @@ from model.config import LlamaConfig
 from tasks.run import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
+from tasks.supervise import call
 from tasks.train import TrainSection, run_training
 
 
@@ -37,6 +38,13 @@ class Model(Section):
     qk_norm: bool = False
     """A norm on every query and key, which bounds attention's scores. The exports cannot carry it: for models that
     stay in Koda (convert.formats = [])."""
+    weights: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
+    """A folder with a LlamaForCausalLM that the run begins with, in place of training one; `koda import` sets it."""
+    weights_sha256: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
+    """The hashes of its files: these, and not where it lies, decide what is built on it."""
+
+    def fingerprint(self) -> str:
+        return self.weights_sha256
 
     @model_validator(mode="after")
     def buildable(self) -> "Model":
@@ -44,7 +52,7 @@ class Model(Section):
         return self
 
     def llama(self, vocab_size: int) -> LlamaConfig:
-        return LlamaConfig(vocab_size=vocab_size, **self.model_dump())
+        return LlamaConfig(vocab_size=vocab_size, **self.model_dump(exclude={"weights", "weights_sha256"}))
 
 
 class Pretrain(TrainSection):
@@ -69,7 +77,16 @@ def segment_ends(steps: int, segments: int) -> list[int]:
 
 @stage(version=1, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict[str, Any]:
-    """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment."""
+    """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
+    with imported weights, these instead, in weights/."""
+    if model.weights:
+        return call(
+            "model.export.adopt:adopt",
+            out / "import.log",
+            source=model.weights,
+            tokenizer=tokens / "tokenizer.json",
+            out=out / "weights",
+        )
     job = settings.job(
         model.llama(tokens.figures["vocab_size"]),
         folder=str(out),

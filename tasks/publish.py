@@ -1,6 +1,5 @@
 """Stage 8: exports → three repositories with model cards, in a local folder or on the Hub."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from model.errors import KodaError
-from model.files import listing, read_json, write_json
-from tasks.cards import card
+from model.files import CHECKSUMS, checksums, link, listing, read_json, write_checksums, write_json
+from tasks import hub
+from tasks.about import About
+from tasks.cards import card, curve_picture
 from tasks.progress import progress
-from tasks.run import RECORD, STAGES, Built
+from tasks.run import RECORD, STAGES, Built, folder_of, read_built
 from tasks.section import Section
 from tasks.stage import stage
 
@@ -20,24 +21,44 @@ KINDS = ("hf", "gguf", "mlx")
 
 class Publish(Section):
     to: Annotated[str, Field(pattern=r"^(local|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)$")] = "local"
-    """`local` lays the repositories out in the run's folder; USER/NAME also uploads them to the Hub, with HF_TOKEN."""
+    """`local` lays the repositories out in the run's folder; USER/NAME also uploads them to the Hub, with the token in
+    HF_TOKEN or in the Prefect Secret block `hf-token`."""
     private: bool = True
     """Repositories that are made on the Hub are private at first."""
-    license: str = "apache-2.0"
-    """Licence of the published weights, by its identifier on the Hub."""
 
 
-@stage(version=1)
-def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: Built, tokens: Built) -> dict[str, Any]:
+@stage(version=2)
+def publish(
+    out: Path, settings: Publish, about: About, exports: Built, scores: Built, model: Built, tokens: Built
+) -> dict[str, Any]:
     """Lay out hf/, gguf/ and mlx/, each with its card, checksums and lineage; upload them where that is asked for."""
-    name = out.parent.name
+    kinds = lay_out(out, settings.to, about, exports, scores, model, tokens)
+    commits = {}
+    if settings.to != "local":
+        hub.token()  # refuse before anything is sent
+        with progress("publish", len(kinds)) as watch:
+            for number, kind in enumerate(kinds):
+                watch(number, repository(settings.to, kind))
+                commits[kind] = hub.upload.with_options(task_run_name=f"upload {repository(settings.to, kind)}")(
+                    repository(settings.to, kind), out / kind, settings.private
+                )
+    where = str(out.parent / "publish") if settings.to == "local" else f"https://huggingface.co/{settings.to}"
+    found = listing(out)
+    size = sum(facts["size"] for facts in found.values())
+    return {"where": where, "files": len(found), "bytes": size, "commits": commits}
+
+
+def lay_out(out: Path, to: str, about: About, exports: Built, scores: Built, model: Built, tokens: Built) -> list[str]:
+    """Fill `out` with a folder for each repository; returns their kinds. What convert wrote is linked."""
+    run = exports.folder.parent
+    name = run.name
     lineage = {
         "run": name,
-        "configuration": (out.parent / "run.toml").read_text(encoding="utf-8"),
+        "configuration": (run / "run.toml").read_text(encoding="utf-8"),
         "stages": {
             stage: {name: record[name] for name in ("key", "reads", "settings", "finished")}
             for stage in STAGES
-            if (record := _record(out.parent / stage))
+            if (record := _record(run / stage))
         },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
@@ -46,20 +67,14 @@ def publish(out: Path, settings: Publish, exports: Built, scores: Built, model: 
     kinds = [kind for kind in KINDS if (exports / kind).is_dir()]
     for kind in kinds:
         folder = out / kind
-        shutil.copytree(exports / kind, folder)
+        link(exports / kind, folder)
         write_json(folder / "lineage.json", lineage)
-        (folder / "README.md").write_text(
-            card(kind, name, settings.license, out.parent, exports, scores, model, tokens), encoding="utf-8"
-        )
-        sums = "".join(f"{facts['sha256']}  {path}\n" for path, facts in listing(folder).items())
-        (folder / "CHECKSUMS").write_text(sums, encoding="utf-8")
-    if settings.to == "local":
-        where = str(out.parent / "publish")
-    else:
-        _upload(out, settings, kinds)
-        where = f"https://huggingface.co/{settings.to}"
-    files = {kind: len(listing(out / kind)) for kind in kinds}
-    return {"where": where, "files": sum(files.values()), "bytes": sum(f["size"] for f in listing(out).values())}
+        curve_picture(run, folder / "curve.png")
+        where = "." if to == "local" else repository(to, kind)
+        text = card(kind, name, where, about, exports, scores, model, tokens)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        write_checksums(folder)
+    return kinds
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -71,24 +86,33 @@ def repository(to: str, kind: str) -> str:
     return to if kind == "hf" else f"{to}-{kind.upper()}"
 
 
-def _upload(out: Path, settings: Publish, kinds: list[str]) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+def would_change(name: str, settings: Publish, about: About) -> list[str]:
+    """What publishing the run `name` would change, a line each; nothing is changed, and the layout is thrown away."""
+    run = folder_of(name)
+    built = {stage: read_built(run, stage) for stage in ("convert", "evaluate", "extend", "tokenize")}
+    if missing := [stage for stage, found in built.items() if found is None]:
+        raise KodaError(f"run {name!r} has no {missing[0]} yet: there is nothing to publish. `koda run` makes it.")
+    out = run / ".publish.would"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        exports, scores, model, tokens = built.values()
+        kinds = lay_out(out, settings.to, about, exports, scores, model, tokens)  # type: ignore[arg-type]
+        lines: list[str] = []
+        for kind in kinds:
+            if settings.to == "local":
+                place, (there, ours) = str(run / "publish" / kind), _local(run / "publish" / kind)
+            else:
+                from huggingface_hub import HfApi
 
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        raise KodaError(
-            f"publish.to = {settings.to!r} needs a token with write access in the environment, as HF_TOKEN."
-        )
-    api = HfApi(token=token)
-    with progress("publish", len(kinds)) as watch:
-        for number, kind in enumerate(kinds):
-            name = repository(settings.to, kind)
-            watch(number, name)
-            try:
-                api.create_repo(name, private=settings.private, exist_ok=True)
-                api.upload_folder(repo_id=name, folder_path=out / kind, commit_message="Koda: publish")
-            except HfHubHTTPError as error:
-                if error.response is not None and error.response.status_code in (401, 403):
-                    raise KodaError(f"the Hub refused HF_TOKEN for {name}: it needs write access there.") from None
-                raise
+                place = repository(settings.to, kind)
+                there, ours = hub.remote(HfApi(token=hub.token()), place)
+            lines += hub.told(place, hub.changes(out / kind, there, ours))
+        return lines
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _local(folder: Path) -> tuple[dict[str, str], set[str]]:
+    """What an earlier publishing laid out, in the terms of `hub.remote`."""
+    there = {path: facts["sha256"] for path, facts in listing(folder).items()}
+    return there, {*checksums(folder / CHECKSUMS), CHECKSUMS} if there else set()

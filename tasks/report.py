@@ -132,13 +132,13 @@ def _chat(done: dict[str, Any]) -> str:
         ["before fine-tuning", 100 * figures["ends_by_itself_before"]],
         ["after", 100 * figures["ends_by_itself"]],
     ]
-    if "extend" in done:
+    if "ends_by_itself" in done.get("extend", {}):
         rows.append(["with the longer context", 100 * done["extend"]["ends_by_itself"]])
     return f"<h2>Answers that end by themselves, of {figures['asked']} held-out questions</h2>" + table(["", "%"], rows)
 
 
 def _context(folder: Path, done: dict[str, Any]) -> str:
-    if "extend" not in done:
+    if "loss" not in done.get("extend", {}):
         return ""
     figures = done["extend"]
     found = read_json(folder / "extend/positions.json")
@@ -161,18 +161,32 @@ def _parity(done: dict[str, Any]) -> str:
     if "convert" not in done:
         return ""
     rows = [
-        [path, p["kl_divergence"], p["limit"], p["max_logprob_difference"], p["hard_strings"], p["stopped"]]
+        [
+            path,
+            p["kl_divergence"],
+            "" if p["kl_divergence_beyond"] is None else p["kl_divergence_beyond"],
+            p["limits"]["kl"],
+            p["perplexity_ratio"],
+            p["max_logprob_difference"],
+            p["greedy_equal"],
+            p["stopped"],
+        ]
         for path, p in done["convert"]["parity"].items()
     ]
     head = [
         "export",
         "KL divergence, nats",
+        "beyond the old context",
         "limit",
+        "perplexity ratio",
         "largest |Δ log p|",
-        "hard strings equal",
+        "equal greedy tokens of 64",
         "answer ends by itself",
     ]
-    return "<h2>Exports, each reloaded in its own runtime</h2>" + table(head, rows)
+    words = (
+        "<p>Token ids of 16 hard strings, the chat template and the token that ends an answer are the same in all.</p>"
+    )
+    return "<h2>Exports, each reloaded in its own runtime</h2>" + table(head, rows) + words
 
 
 def _tasks(done: dict[str, Any]) -> str:

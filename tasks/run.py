@@ -212,6 +212,14 @@ def folder_of(name: str) -> Path:
     return root() / name
 
 
+def existing(name: str) -> Path:
+    """The folder of a run that has begun. Raises KodaError where there is none."""
+    folder = folder_of(name)
+    if not (folder / "run.toml").is_file():
+        raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
+    return folder
+
+
 def read_built(run_folder: Path, stage: str) -> Built | None:
     """The finished stage in a run's folder, or None."""
     with contextlib.suppress(OSError, ValueError, KeyError):

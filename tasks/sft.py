@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from model.config import LORA_TARGETS, LlamaConfig
 from model.data import conversations
-from model.files import read_json
+from model.files import link, read_json
 from model.training.job import LoraRecipe
 from tasks.run import Built
 from tasks.section import weighted
@@ -33,8 +33,8 @@ class Sft(TrainSection):
     """Learn the token that ends an answer. Off, answers never end: to see what it is for."""
     method: Literal["lora", "full"] = "lora"
     """Low-rank updates beside frozen weights, or all weights (which wants a smaller learning_rate, 2e-4 say)."""
-    steps: PositiveInt = 150
-    """Optimizer steps."""
+    steps: NonNegativeInt = 150
+    """Optimizer steps; 0: the model goes on as it is."""
     batch_size: PositiveInt = 8
     """Rows in a step; each holds as many whole conversations as fit."""
     learning_rate: PositiveFloat = 4e-3
@@ -72,10 +72,10 @@ class Sft(TrainSection):
 def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
-    data = out / "data"
+    data, log = out / "data", out / "sft.log"
     counts = call(
         "model.data.packing:pack",
-        out / "sft.log",
+        log,
         out=data,
         source=weighted(settings.source),
         split=settings.split,
@@ -87,6 +87,12 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
     )
+    asked: dict[str, Any] = {"tokenizer": tokens / "tokenizer.json", "prompts": data / "prompts.json"}
+    if not settings.steps:
+        link(base / "weights", out / "weights")
+        limit = settings.answer_limit
+        ends = call("model.evaluation.endings:measure", log, model=base / "weights", limit=limit, **asked)
+        return {**counts, **ends, "ends_by_itself_before": ends["ends_by_itself"]}
     job = settings.job(
         LlamaConfig(**facts["config"]),
         folder=str(out),
@@ -99,11 +105,10 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
     trained = run_training("sft", job, [settings.steps], settings.hang_seconds)
     measured = call(
         "model.export.adapter:finish",
-        out / "sft.log",
+        log,
         job=out / "job.json",
-        tokenizer=tokens / "tokenizer.json",
-        prompts=data / "prompts.json",
         out=out,
         answer_limit=settings.answer_limit,
+        **asked,
     )
     return {**counts, **trained, **measured}

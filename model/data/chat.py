@@ -24,6 +24,15 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
+# The same in Go's language, for Ollama, which trims nothing: it is given what the person typed.
+OLLAMA = (
+    "{{ range .Messages }}"
+    '{{ if eq .Role "assistant" }}### Assistant:\n{{ .Content }}'
+    + END_OF_TEXT
+    + '{{ else if eq .Role "system" }}### System:\n{{ .Content }}\n\n'
+    "{{ else }}### User:\n{{ .Content }}\n\n"
+    "{{ end }}{{ end }}### Assistant:\n"
+)
 _ENVIRONMENT: Environment = ImmutableSandboxedEnvironment()
 _COMPILED = _ENVIRONMENT.from_string(TEMPLATE)
 _ANSWER = _COMPILED.render(messages=[], add_generation_prompt=True)  # the marker that an answer follows
@@ -41,6 +50,11 @@ class Tokens(NamedTuple):
 def prompt(messages: list[Message]) -> str:
     """The text that a model continues to give the next answer."""
     return _COMPILED.render(messages=messages, eos_token=END_OF_TEXT, add_generation_prompt=True)
+
+
+def modelfile(file: str, context: int) -> str:
+    """A Modelfile for Ollama (https://docs.ollama.com/modelfile): the model in `file`, `context` tokens far."""
+    return f'FROM ./{file}\nTEMPLATE """{OLLAMA}"""\nPARAMETER stop "{END_OF_TEXT}"\nPARAMETER num_ctx {context}\n'
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:

@@ -19,7 +19,7 @@ GPT2_FILES = {  # and the sha256 of what OpenAI published
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` entries; the first is `<|endoftext|>`."""
-    tokenizer = _gpt2(models.BPE())
+    tokenizer = gpt2_form(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -81,7 +81,7 @@ def load(source: str) -> Tokenizer:
     """
     first, *second = _files(source)
     if second:
-        tokenizer = _gpt2(models.BPE.from_file(str(first), str(second[0])))
+        tokenizer = gpt2_form(models.BPE.from_file(str(first), str(second[0])))
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
     else:
         if not _is_gpt2(first):
@@ -108,7 +108,7 @@ def _is_gpt2(file: Path) -> bool:
         return False
 
 
-def _gpt2(model: models.BPE) -> Tokenizer:
+def gpt2_form(model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

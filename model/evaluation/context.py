@@ -15,6 +15,7 @@ from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.data.batches import Batches
 from model.data.shards import Shards
+from model.errors import KodaError
 from model.evaluation.endings import ending_share
 from model.evaluation.passkey import passkeys
 from model.evaluation.score import Scorer
@@ -29,9 +30,14 @@ BATCH = 4
 
 def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig:
     """The configuration for a context `factor` times as long."""
+    if config.rope_scaling != "none" and factor > 1:
+        raise KodaError(
+            f"the model's positions are scaled already ({config.rope_scaling}, {config.rope_factor} times): "
+            "extend.factor can only be 1."
+        )
     context = int(config.max_position_embeddings * factor)
     longer = replace(config, max_position_embeddings=context)
-    if method == "unchanged":
+    if method == "unchanged" or factor == 1:
         return longer
     if method == "ntk":
         return replace(longer, rope_theta=ntk_theta(config.rope_theta, factor, config.head_dim))
@@ -41,12 +47,12 @@ def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig
 
 def stretch(source: str, out: str, factor: float, method: Method) -> dict[str, Any]:
     """Write the model of `source` to `out` with its context stretched; its numbers stay as they are."""
-    model = weights.load(Path(source))
+    model = weights.read(Path(source))
     config = stretched(model.config, factor, method)
-    weights.save(Path(out), under(model, config))
+    weights.write(Path(out), model._replace(config=config))
     return {
         "context": config.max_position_embeddings,
-        "method": method,
+        "method": method if factor > 1 else "unchanged",
         "rope_theta": config.rope_theta,
         "old_rope_theta": model.config.rope_theta,
     }

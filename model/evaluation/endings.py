@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from model import weights
 from model.data import chat
 from model.data import tokenizer as tokenizers
 from model.evaluation.generate import Generator
@@ -21,3 +22,8 @@ def ending_share(model: Llama, tokenizer: Tokenizer, prompts: Path, limit: int) 
     asked = [chat.encode_prompt(tokenizer, line["messages"]) for line in read_json(prompts)[:ASKED]]
     ended = [list(generate(prompt, stop, Sampling(limit=limit)))[-1:] == [stop] for prompt in asked]
     return {"ends_by_itself": round(sum(ended) / len(asked), 4), "asked": len(asked)}
+
+
+def measure(model: str, tokenizer: str, prompts: str, limit: int) -> dict[str, Any]:
+    """The same of the weights in the folder `model`."""
+    return ending_share(weights.load(Path(model)), tokenizers.load(tokenizer), Path(prompts), limit)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from model.llama import Cache, Llama
@@ -47,10 +46,6 @@ class Generator:
             return token, State(logits_BTV[0, 0], seen_V, cache, at.position + 1, key)
 
         self._read, self._step = read, step
-
-    def logprobs(self, prompt: list[int]) -> np.ndarray:
-        """Log-probabilities of the token after `prompt`, `[vocabulary]`, nats."""
-        return np.asarray(jax.nn.log_softmax(self._begin(prompt)[0]))
 
     def __call__(self, prompt: list[int], stop: int, sampling: Sampling = Sampling()) -> Iterator[int]:  # noqa: B008
         """Yield new tokens up to the limit, ending after `stop` (which is yielded) or when the context is full."""

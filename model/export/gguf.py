@@ -1,20 +1,28 @@
-"""GGUF for llama.cpp and what is built on it, written by gguf-py
+"""GGUF for llama.cpp and what is built on it, written and read by gguf-py
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from flax import nnx
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType, quants
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, quants
 
 from model.config import LlamaConfig
-from model.data.chat import TEMPLATE
-from model.data.tokenizer import END_OF_TEXT
-from model.export.names import to_hf
-from model.llama import Llama
+from model.errors import KodaError
+from model.export import gguf_tokenizer
+from model.export.about import About
+from model.export.names import from_hf, shapes, to_hf
+from model.files import finished
+from model.weights import Stored
 
-TYPES = {"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16, "Q8_0": LlamaFileType.MOSTLY_Q8_0}
+ARCHITECTURE = "llama"
+TYPES = {
+    "F32": (Type.F32, LlamaFileType.ALL_F32),
+    "BF16": (Type.BF16, LlamaFileType.MOSTLY_BF16),
+    "F16": (Type.F16, LlamaFileType.MOSTLY_F16),
+    "Q8_0": (Type.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -31,20 +39,79 @@ NAMES = {
 }
 
 
-def write(path: Path, model: Llama, tokenizer_file: Path, kind: str, name: str) -> None:
-    """Write one GGUF file of the given kind, F32, F16 or Q8_0."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(path, "llama")
-    writer.add_name(name)
-    writer.add_file_type(TYPES[kind])
-    _add_shape(writer, model.config)
-    _add_tokenizer(writer, tokenizer_file)
-    for hf_name, tensor in to_hf(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
-        _add_tensor(writer, hf_name, tensor.astype(np.float32), kind, model.config)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: About) -> None:
+    """Write one GGUF file of the given kind (one of TYPES), a tensor at a time."""
+    with finished(path, "wb") as beside:
+        writer = GGUFWriter(beside.name, ARCHITECTURE)
+        _add_about(writer, about)
+        writer.add_file_type(TYPES[kind][1])
+        _add_shape(writer, model.config)
+        gguf_tokenizer.add(writer, tokenizer_file, model.config.vocab_size)
+        tensors = list(to_hf(model.params))
+        types = {name: TYPES[kind][0] if tensor.ndim > 1 else Type.F32 for name, tensor in tensors}
+        for name, tensor in tensors:
+            stored = quants.quant_shape_to_byte_shape(tensor.shape, types[name])
+            size = int(np.prod(stored))
+            writer.add_tensor_info(gguf_name(name), stored, np.dtype(np.uint8), size, raw_dtype=types[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors:
+            rows = np.ascontiguousarray(_turned(name, tensor, model.config, interleave), np.float32)
+            writer.write_tensor_data(quants.quantize(rows, types[name]))
+        writer.close()
+
+
+def read(path: Path) -> Stored:
+    """The model in a GGUF file, what is quantised as float32. Raises KodaError for what is not Koda's network."""
+    reader = opened(path)
+    shape = read_shape(reader, path)
+    names = {gguf_name(name): name for name in shapes(shape)}
+    found: dict[str, np.ndarray] = {}
+    for tensor in reader.tensors:
+        if tensor.name not in names:
+            raise KodaError(f"{path}: {tensor.name} has no place in a Llama as Koda computes it.")
+        name = names[tensor.name]
+        plain = tensor.tensor_type in (Type.F32, Type.F16)
+        rows = tensor.data if plain else quants.dequantize(tensor.data, tensor.tensor_type)
+        found[name] = _turned(name, np.asarray(rows), shape, halves)
+    for name, expected in shapes(shape).items():
+        if name not in found or found[name].shape != expected:
+            there = found[name].shape if name in found else "missing"
+            raise KodaError(f"{path}: {gguf_name(name)} is {there}; of this shape it would be {expected}.")
+    return Stored(shape, from_hf(found, shape.num_hidden_layers))
+
+
+def opened(path: Path) -> GGUFReader:
+    """The file, for reading. Raises KodaError for one that is no GGUF of a Llama."""
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise KodaError(f"{path} cannot be read as GGUF: {error}") from None
+    if (kind := value(reader, "general.architecture")) != ARCHITECTURE:
+        raise KodaError(f"{path}: the model's architecture is {kind!r}; Koda reads {ARCHITECTURE!r}.")
+    return reader
+
+
+def value(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """A field of the file's metadata."""
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+def _add_about(writer: GGUFWriter, about: About) -> None:
+    writer.add_name(about.name)
+    for text, add in (
+        (about.author, writer.add_author),
+        (about.license, writer.add_license),
+        (about.url, writer.add_url),
+    ):
+        if text:
+            add(text)
+    if about.datasets:
+        writer.add_dataset_count(len(about.datasets))
+        for number, name in enumerate(about.datasets):
+            writer.add_dataset_name(number, name)
 
 
 def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
@@ -66,45 +133,65 @@ def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
     writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
 
 
-def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
-    """GPT-2's byte-level BPE, by name: any other pre-tokenizer splits about a tenth of strings differently."""
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    special = {token["content"] for token in raw["added_tokens"] if token["special"]}
-    vocabulary = {**raw["model"]["vocab"], **{token["content"]: token["id"] for token in raw["added_tokens"]}}
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]])
-    end = vocabulary[END_OF_TEXT]
-    writer.add_bos_token_id(end)
-    writer.add_eos_token_id(end)
-    writer.add_pad_token_id(end)
-    writer.add_add_bos_token(False)
-    writer.add_add_eos_token(False)
-    writer.add_chat_template(TEMPLATE)
+def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
+    """The shape that a file's metadata describes. Numbers that llama.cpp assumes where none are given, it assumes."""
+
+    def of(key: str, default: Any = None) -> Any:
+        found = value(reader, f"{ARCHITECTURE}.{key}", default)
+        if found is None:
+            raise KodaError(f"{path}: the metadata has no {ARCHITECTURE}.{key}.")
+        return found
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if gguf_name("model.embed_tokens.weight") not in tensors:
+        raise KodaError(f"{path}: {gguf_name('model.embed_tokens.weight')} is missing.")
+    scaling = of("rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "yarn"):
+        raise KodaError(f"{path}: rope scaling of kind {scaling!r} is not known to Koda.")
+    shape = LlamaConfig(
+        vocab_size=int(tensors[gguf_name("model.embed_tokens.weight")].shape[1]),
+        hidden_size=of("embedding_length"),
+        num_hidden_layers=of("block_count"),
+        num_attention_heads=of("attention.head_count"),
+        num_key_value_heads=of("attention.head_count_kv", of("attention.head_count")),
+        intermediate_size=of("feed_forward_length"),
+        max_position_embeddings=of("context_length"),
+        rope_theta=_float(of("rope.freq_base", 10000.0)),
+        rope_scaling=scaling,
+        rope_factor=_float(of("rope.scaling.factor", 1.0)),
+        rope_original_context=of("rope.scaling.original_context_length", 0),
+        rms_norm_eps=_float(of("attention.layer_norm_rms_epsilon")),
+        tie_word_embeddings=gguf_name("lm_head.weight") not in tensors,
+    )
+    if (size := of("attention.key_length", shape.head_dim)) != shape.head_dim:
+        raise KodaError(f"{path}: heads of size {size} are not in Koda's network, where they are {shape.head_dim}.")
+    return shape
 
 
-def _add_tensor(writer: GGUFWriter, hf_name: str, tensor: np.ndarray, kind: str, shape: LlamaConfig) -> None:
-    if hf_name.endswith("q_proj.weight"):
-        tensor = interleave(tensor, shape.num_attention_heads)
-    if hf_name.endswith("k_proj.weight"):
-        tensor = interleave(tensor, shape.num_key_value_heads)
-    name = gguf_name(hf_name)
-    if tensor.ndim == 1 or kind == "F32":
-        writer.add_tensor(name, np.ascontiguousarray(tensor))
-    elif kind == "F16":
-        writer.add_tensor(name, np.ascontiguousarray(tensor.astype(np.float16)))
-    else:
-        quantized = quants.quantize(np.ascontiguousarray(tensor), GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, quantized, raw_dtype=GGMLQuantizationType.Q8_0)
+def _float(number: float) -> float:
+    """The shortest number that float32 rounds to the one given: 1e-5, and not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
+def _turned(name: str, rows: np.ndarray, shape: LlamaConfig, turn: Any) -> np.ndarray:
+    """The rows of queries and keys in the order that `turn` puts them in; any other tensor as it is."""
+    if name.endswith("q_proj.weight"):
+        return turn(rows, shape.num_attention_heads)
+    if name.endswith("k_proj.weight"):
+        return turn(rows, shape.num_key_value_heads)
+    return rows
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rotary pairs from (i, i + A/2), transformers' order, to (2i, 2i + 1), llama.cpp's; `[outputs, inputs]`."""
     outputs, inputs = rows.shape
     return rows.reshape(heads, 2, outputs // heads // 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+
+
+def halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleave`."""
+    outputs, inputs = rows.shape
+    return rows.reshape(heads, outputs // heads // 2, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
 
 
 def gguf_name(hf_name: str) -> str:

@@ -2,32 +2,26 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from flax import nnx
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from model.config import LlamaConfig
 from model.data.chat import TEMPLATE
 from model.data.tokenizer import END_OF_TEXT, end_of_text
-from model.export.names import to_hf
-from model.files import write_json
-from model.llama import Llama
+from model.errors import KodaError
+from model.export import tensors
+from model.export.hf_config import from_hf_config, to_hf_config
+from model.export.names import from_hf, shapes, to_hf
+from model.files import read_json, write_json
+from model.weights import Stored
 
-# Fields of LlamaConfig that config.json says in another form, or cannot say.
-OURS = {"qk_norm", "rope_scaling", "rope_factor", "rope_original_context"}
 
-
-def write(folder: Path, model: Llama, tokenizer_file: Path, dtype: str) -> None:
-    """Write a model and its tokenizer to `folder`."""
+def write(folder: Path, model: Stored, tokenizer_file: Path, dtype: str, shard: int = tensors.SHARD) -> None:
+    """Write a model and its tokenizer to `folder`; `dtype` is a number type or `auto`, the one it is stored in."""
     folder.mkdir(parents=True, exist_ok=True)
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    tensors = {name: np.ascontiguousarray(tensor.astype(dtype)) for name, tensor in to_hf(params)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors.write(folder, list(to_hf(model.params)), dtype, shard)
     end = end_of_text(Tokenizer.from_file(str(tokenizer_file)))
-    write_json(folder / "config.json", config(model.config, end, dtype))
+    stored = model.params["embedding"].dtype.name
+    write_json(folder / "config.json", to_hf_config(model.config, end, stored if dtype == "auto" else dtype))
     write_json(
         folder / "generation_config.json",
         {"_from_model_config": True, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
@@ -35,33 +29,31 @@ def write(folder: Path, model: Llama, tokenizer_file: Path, dtype: str) -> None:
     write_tokenizer(folder, tokenizer_file, model.config.max_position_embeddings)
 
 
-def config(shape: LlamaConfig, end: int, dtype: str) -> dict[str, Any]:
-    """config.json. The rotary base is written three times over: transformers 5 reads `rope_parameters`; transformers 4
-    and mlx-lm read `rope_theta`, and without it silently take 10000. Where positions are scaled, likewise."""
-    scaling = None
-    if shape.rope_scaling != "none":
-        original = shape.rope_original_context
-        scaling = {"rope_type": shape.rope_scaling, "type": shape.rope_scaling, "factor": shape.rope_factor}
-        scaling |= {"original_max_position_embeddings": original} if shape.rope_scaling == "yarn" else {}
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: value for name, value in shape.to_dict().items() if name not in OURS},
-        "head_dim": shape.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, **(scaling or {})},
-        "rope_scaling": scaling,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-        "initializer_range": 0.02,
-        "torch_dtype": dtype,
-        "dtype": dtype,
-        "use_cache": True,
-    }
+def read(folder: Path) -> Stored:
+    """Any LlamaForCausalLM: one file or several, tied or not, float32, float16 or bfloat16, as stored.
+
+    Raises KodaError, by name, for what Koda cannot represent, and for tensors that are missing or of another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise KodaError(f"{folder} is no Hugging Face model: it has no config.json.")
+    shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    wanted = shapes(shape)
+    found = {name: tensor for name, tensor in tensors.read(folder) if name in wanted or _matters(name)}
+    if unknown := found.keys() - wanted.keys():
+        raise KodaError(f"{folder}: {sorted(unknown)[0]} has no place in a LlamaForCausalLM as Koda computes it.")
+    for name, expected in wanted.items():
+        if name not in found:
+            raise KodaError(f"{folder}: {name} is missing.")
+        if found[name].shape != expected:
+            raise KodaError(f"{folder}: {name} is {found[name].shape}, config.json says {expected}.")
+        if found[name].dtype.name not in tensors.TYPES:
+            raise KodaError(f"{folder}: {name} is {found[name].dtype}; Koda reads {', '.join(tensors.TYPES)}.")
+    return Stored(shape, from_hf(found, shape.num_hidden_layers))
+
+
+def _matters(name: str) -> bool:
+    """Old exports carry the rotary frequencies, and some a copy of a tied head; neither says anything new."""
+    return not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
 
 
 def write_tokenizer(folder: Path, tokenizer_file: Path, context: int) -> None:

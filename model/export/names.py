@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from model.config import LORA_TARGETS
+from model.config import LORA_TARGETS, LlamaConfig
 
 # Koda's path inside a block → transformers' module inside a layer.
 NORMS = {("attention_norm",): "input_layernorm", ("mlp_norm",): "post_attention_layernorm"}
@@ -29,11 +29,34 @@ def to_hf(params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         yield "lm_head.weight", np.asarray(params["head"])
 
 
+def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that transformers stores for a model of this shape, and its own shape."""
+    width, inner, kv_width = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    matrices = {
+        "q_proj": (width, width),
+        "k_proj": (kv_width, width),
+        "v_proj": (kv_width, width),
+        "o_proj": (width, width),
+        "gate_proj": (inner, width),
+        "up_proj": (inner, width),
+        "down_proj": (width, inner),
+    }
+    table = (config.vocab_size, width)
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    for number in range(config.num_hidden_layers):
+        found |= {f"model.layers.{number}.{name}.weight": (width,) for name in NORMS.values()}
+        found |= {
+            f"model.layers.{number}.{MODULES[LORA_TARGETS[name]]}.weight": shape for name, shape in matrices.items()
+        }
+    found["model.norm.weight"] = (width,)
+    return found if config.tie_word_embeddings else {**found, "lm_head.weight": table}
+
+
 def from_hf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Any]:
-    """The nested dicts of a Llama from transformers' tensors; the inverse of `to_hf`."""
+    """The nested dicts of a Llama from transformers' tensors, which it empties; the inverse of `to_hf`."""
 
     def stacked(name: str) -> np.ndarray:
-        return np.stack([tensors[f"model.layers.{number}.{name}.weight"] for number in range(layers)])
+        return np.stack([tensors.pop(f"model.layers.{number}.{name}.weight") for number in range(layers)])
 
     blocks: dict[str, Any] = {norm: {"scale": stacked(name)} for (norm,), name in NORMS.items()}
     for (part, matrix), name in MODULES.items():

@@ -1,17 +1,61 @@
 """Does an export say what the JAX model says? Each is opened in its own runtime and compared."""
 
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from model import weights
+from model.data import chat
 from model.data.encoder import HARD
 from model.data.shards import Shards
-from model.errors import KodaError
-from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime, answer
+from model.export.differences import first_difference
+from model.export.runtimes import Answer, HuggingFace, Jax, LlamaCpp, Mlx, Probe, Runtime, answer
 from model.sampling import Sampling
 
 TEXTS = 4  # pieces of held-out text
+SCORED = 32  # tokens at the end of each of them whose probabilities make the perplexity
+GREEDY = 64  # tokens that are said greedily
+TALKS: tuple[list[chat.Message], ...] = (
+    [{"role": "user", "content": "What does `os.path.join` do?"}],
+    [
+        {"role": "system", "content": "Be brief.\n"},
+        {"role": "user", "content": "  Two lines:\n\n1 < 2 & 'three' — ¿é? 👍"},
+        {"role": "assistant", "content": "Yes.  "},
+        {"role": "user", "content": "{{ braces }} and {% percent %}"},
+    ],
+)
+
+
+class Limits(NamedTuple):
+    """What an export may differ by."""
+
+    kl: float  # mean KL divergence from the JAX model, nats
+    perplexity: float  # ratio of the perplexities, whichever is the larger
+
+
+class Part(NamedTuple):
+    """A piece of held-out text, and what the JAX model makes of it."""
+
+    ids: list[int]
+    after: list[int]  # so many tokens, what is the next one?
+    of: list[int]  # positions of tokens that every runtime can be asked about
+    said: Probe
+
+
+class Expected(NamedTuple):
+    """What every export should say: what the JAX model, opened as another runtime, says itself."""
+
+    weights: Path
+    model: Runtime
+    context: int
+    old_context: int
+    parts: list[Part]
+    begun: list[int]  # what is gone on with greedily
+    greedy: list[int]
+    answer: Answer
 
 
 def opened(kind: str, path: Path, context: int) -> Runtime:
@@ -22,48 +66,104 @@ def opened(kind: str, path: Path, context: int) -> Runtime:
 
 
 def compare(
-    kind: str, path: str, weights: str, tokenizer: str, heldout: str, old_context: int, limit: float
-) -> dict[str, Any]:
-    """Compare one export with the JAX model on held-out text; `limit` bounds the mean KL divergence, in nats.
+    kind: str,
+    folder: str,
+    limits: dict[str, Sequence[float]],
+    weights_folder: str,
+    tokenizer: str,
+    heldout: str,
+    old_context: int,
+) -> dict[str, dict[str, Any]]:
+    """Compare exports of one kind with the JAX model on held-out text: figures for each path below `folder`.
 
-    Raises KodaError where it disagrees, naming the file and by how much.
+    `limits` gives each path its Limits.
     """
-    reference = Jax(Path(weights), Path(tokenizer))
-    context = reference.model.config.max_position_embeddings
-    runtime = opened(kind, Path(path), context)
-    shards = Shards(Path(heldout))
-    differences, divergences, agreed = [], [], []
+    expected = expectation(Path(weights_folder), Path(tokenizer), Path(heldout), old_context)
+    return {path: judge(kind, Path(folder) / path, Limits(*limit), expected) for path, limit in limits.items()}
+
+
+def judge(kind: str, path: Path, limits: Limits, expected: Expected) -> dict[str, Any]:
+    """The figures of one export. What is wrong with it stands under `failed`, a sentence each."""
+    try:
+        figures = _figures(opened(kind, path, expected.context), expected, limits)
+    except Exception as error:  # whatever a runtime raises, this file is no good and the others are still looked at
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        figures = {"failed": [f"its runtime does not take it: {line}"]}
+    if figures["failed"]:
+        figures["first_difference"] = first_difference(kind, path, weights.read(expected.weights))
+    return figures
+
+
+def expectation(weights_folder: Path, tokenizer: Path, heldout: Path, old_context: int) -> Expected:
+    """What the JAX model says of the held-out text, up to the end of its context and around that of the old one."""
+    model, shards = Jax(weights_folder, tokenizer), Shards(heldout)
+    context = model.model.config.max_position_embeddings
+    lengths = {8, old_context // 2, old_context - 1, old_context + 8, (old_context + context) // 2, context - 1}
+    parts = []
     for text in range(TEXTS):
         start = text * max(1, (len(shards) - context) // TEXTS)
         ids = shards.read(start, min(context, len(shards) - start))[0].tolist()
-        for length in {8, old_context // 2, min(old_context + 8, context - 1), context - 1}:
-            expected, found = reference.logprobs(ids[:length]), runtime.logprobs(ids[:length])
-            if expected.shape != found.shape:
-                raise KodaError(f"{path}: {found.size} logits, the JAX model has {expected.size}.")
-            differences.append(float(np.abs(expected - found).max()))
-            divergences.append(divergence(expected, found))
-            agreed.append(int(expected.argmax()) == int(found.argmax()))
+        after = [n for n in sorted(lengths) if 0 < n < len(ids)]
+        of = [at for at in range(max(1, len(ids) - SCORED), len(ids)) if _whole(model, ids[at])]
+        parts.append(Part(ids, after, of, model.probe(ids, after, of)))
+    begun = parts[0].ids[: max(1, context - GREEDY)]
+    said = answer(model, TALKS[0], Sampling(limit=context // 2))
+    return Expected(weights_folder, model, context, old_context, parts, begun, model.greedy(begun, GREEDY), said)
+
+
+def _whole(model: Jax, token: int) -> bool:
+    """llama.cpp's server says nothing of a token that ends the text or is part of a letter."""
+    return token != model.stop and "\ufffd" not in model.tokenizer.decode([token])
+
+
+def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> dict[str, Any]:
+    differences: list[float] = []
+    near: list[float] = []
+    far: list[float] = []
+    losses: list[float] = []
+    for part in expected.parts:
+        found = runtime.probe(part.ids, part.after, part.of)
+        if part.said.next_NV.shape != found.next_NV.shape:
+            sizes = [said.next_NV.shape[-1] for said in (found, part.said)]
+            return {"failed": [f"it gives {sizes[0]} logits, the JAX model {sizes[1]}"]}
+        differences.append(float(np.abs(part.said.next_NV - found.next_NV).max()))
+        losses += (part.said.chosen_P - found.chosen_P).tolist()
+        for length, ours_V, theirs_V in zip(part.after, part.said.next_NV, found.next_NV, strict=True):
+            (far if length > expected.old_context else near).append(divergence(ours_V, theirs_V))
+    tokens = runtime.greedy(expected.begun, GREEDY)
+    same = next((n for n, (a, b) in enumerate(zip(tokens, expected.greedy, strict=False)) if a != b), len(tokens))
+    said = answer(runtime, TALKS[0], Sampling(limit=expected.context // 2))
     figures = {
         "max_logprob_difference": max(differences),
-        "kl_divergence": float(np.mean(divergences)),
-        "same_top_token": float(np.mean(agreed)),
-        "longest_prefix": context - 1,
+        "kl_divergence": float(np.mean(near + far)),
+        "kl_divergence_beyond": float(np.mean(far)) if far else None,
+        "perplexity_ratio": float(np.exp(np.mean(losses))),
+        "greedy_equal": GREEDY if tokens == expected.greedy else same,  # a text that both end is the same to its end
+        "longest_prefix": max(length for part in expected.parts for length in part.after),
         "hard_strings": len(HARD),
-        "limit": limit,
+        "limits": limits._asdict(),
+        "answer": said.text,
+        "stopped": said.stopped,
+        "same_answer": said == expected.answer,
     }
-    if not figures["kl_divergence"] <= limit:
-        raise KodaError(
-            f"{path} disagrees with the JAX model: KL divergence {figures['kl_divergence']:.2e} nats over "
-            f"{len(divergences)} positions, the limit is {limit:.2e}."
-        )
+    return {**figures, "failed": list(_failures(figures, limits, runtime, expected.model))}
+
+
+def _failures(figures: dict[str, Any], limits: Limits, runtime: Runtime, model: Runtime) -> Iterator[str]:
+    if not figures["kl_divergence"] <= limits.kl:
+        yield f"its KL divergence is {figures['kl_divergence']:.2e} nats, the limit {limits.kl:.2e}"
+    if not abs(math.log(figures["perplexity_ratio"])) <= math.log(limits.perplexity):
+        yield f"its perplexity is {figures['perplexity_ratio']:.4f} times the model's, the limit {limits.perplexity}"
     for string in HARD:
-        if (found_ids := runtime.tokenize(string)) != (expected_ids := reference.tokenize(string)):
-            raise KodaError(
-                f"{path} splits {string!r} into {found_ids[:20]}…, the tokenizer into {expected_ids[:20]}…."
-            )
-    question, greedy = [{"role": "user", "content": "What does `os.path.join` do?"}], Sampling(limit=context // 2)
-    said, expected_answer = answer(runtime, question, greedy), answer(reference, question, greedy)
-    return {**figures, "answer": said.text, "stopped": said.stopped, "same_answer": said == expected_answer}
+        if (ids := runtime.tokenize(string)) != (right := model.tokenize(string)):
+            yield f"it splits {string!r} into {ids[:20]}…, the tokenizer into {right[:20]}…"
+            break
+    for talk in TALKS:
+        if (text := runtime.prompt(talk)) != (wanted := model.prompt(talk)):
+            yield f"its chat template makes {text!r} of a conversation, Koda's {wanted!r}"
+            break
+    if (ends := runtime.ends()) != model.ends():
+        yield f"tokens {sorted(ends)} end its answers, and not {sorted(model.ends())}"
 
 
 def divergence(expected: np.ndarray, found: np.ndarray) -> float:

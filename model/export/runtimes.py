@@ -24,17 +24,42 @@ class Answer(NamedTuple):
     stopped: bool
 
 
+class Probe(NamedTuple):
+    """Log-probabilities, in nats."""
+
+    next_NV: np.ndarray  # of every token after each of N beginnings, `[beginnings, vocabulary]`
+    chosen_P: np.ndarray  # of tokens of the text itself, `[positions]`
+
+    @staticmethod
+    def of(logits_TV: np.ndarray, ids: list[int], after: list[int], of: list[int]) -> "Probe":
+        """From the logits after each token of `ids`."""
+        rows_NV = logits_TV[[n - 1 for n in (*after, *of)]].astype(np.float64)
+        logprobs_NV = rows_NV - np.logaddexp.reduce(rows_NV, axis=-1, keepdims=True)
+        count = len(after)
+        return Probe(logprobs_NV[:count], logprobs_NV[np.arange(count, len(rows_NV)), [ids[at] for at in of]])
+
+
 Said = Generator[str, None, bool]  # pieces of text
 
 
 class Runtime(Protocol):
     """A model opened in some runtime."""
 
-    def logprobs(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities of the token after `ids`, `[vocabulary]`, float32."""
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        """What it thinks of a text: of the token after the first `n` of `ids`, for each `n` of `after`; and of those of
+        `ids` that stand at the positions `of`, each after all before it."""
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """Up to `count` tokens after `ids`, the likeliest each time; after the one that ends a text there are none."""
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the runtime's own tokenizer gives a text."""
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        """What the runtime's own chat template makes of a conversation that is to be answered."""
+
+    def ends(self) -> set[int]:
+        """The tokens that end an answer in this runtime."""
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
         """The answer to a conversation, through the runtime's own chat template, as it is made; returns whether it
@@ -65,13 +90,24 @@ class Jax:
         self.stop = tokenizers.end_of_text(self.tokenizer)
         self.generator = Generator(self.model)
 
-    def logprobs(self, ids: list[int]) -> np.ndarray:
-        return self.generator.logprobs(ids)
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        import jax.numpy as jnp
+
+        return Probe.of(np.asarray(self.model(jnp.asarray([ids]))[0]), ids, after, of)
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        return list(self.generator(ids, self.stop, Sampling(limit=count)))
 
     def tokenize(self, text: str) -> list[int]:
         from model.data.tokenizer import encode_plain
 
         return encode_plain(self.tokenizer, [text])[0]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return chat.prompt(messages)
+
+    def ends(self) -> set[int]:
+        return {self.stop}
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
         from tokenizers.decoders import DecodeStream
@@ -96,12 +132,24 @@ class HuggingFace:
         self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
-    def logprobs(self, ids: list[int]) -> np.ndarray:
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
         with self.torch.no_grad():
-            return self.model(self.torch.tensor([ids])).logits[0, -1].log_softmax(-1).numpy()
+            return Probe.of(self.model(self.torch.tensor([ids])).logits[0].numpy(), ids, after, of)
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        inputs = self.torch.tensor([ids])
+        settings = {"attention_mask": self.torch.ones_like(inputs), "do_sample": False, "max_new_tokens": count}
+        return self.model.generate(inputs, **settings)[0, len(ids) :].tolist()
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, split_special_tokens=True)["input_ids"]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def ends(self) -> set[int]:
+        found = self.model.generation_config.eos_token_id
+        return set(found if isinstance(found, list) else () if found is None else (found,))
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
         from transformers import TextIteratorStreamer
@@ -165,7 +213,10 @@ class LlamaCpp:
         )
         return urllib.request.urlopen(request, timeout=120)
 
-    def logprobs(self, ids: list[int]) -> np.ndarray:
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        return Probe(np.stack([self._next(ids[:n]) for n in after]), np.array([self._chosen(ids[: n + 1]) for n in of]))
+
+    def _next(self, ids: list[int]) -> np.ndarray:
         # The server lists nothing where the chosen token ends the text or is half a letter. So the choice is forced;
         # what is listed are the model's own probabilities, before any bias.
         asked = {"n_predict": 1, "n_probs": 1 << 20, "cache_prompt": False, "logit_bias": [[self.letter, 1e6]]}
@@ -176,8 +227,28 @@ class LlamaCpp:
             found[entry["id"]] = entry["logprob"]
         return found
 
+    def _chosen(self, ids: list[int]) -> float:
+        """Of the last of `ids`, which is forced as above."""
+        asked = {"n_predict": 1, "n_probs": 1, "logit_bias": [[ids[-1], 1e6]]}
+        chosen = self._post("/completion", {"prompt": ids[:-1], **asked})["completion_probabilities"][0]
+        assert chosen["id"] == ids[-1]
+        return float(chosen["logprob"])
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        asked = {"n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
+        reply = self._post("/completion", {"prompt": ids, **asked})
+        return reply["tokens"] + (list(self.ends()) if reply["stop_type"] == "eos" else [])
+
     def tokenize(self, text: str) -> list[int]:
         return self._post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return self._post("/apply-template", {"messages": messages})["prompt"]
+
+    def ends(self) -> set[int]:
+        with urllib.request.urlopen(f"{self.server.listening_address}/props", timeout=120) as reply:
+            end = json.load(reply)["eos_token"]
+        return set(self._post("/tokenize", {"content": end, "add_special": False, "parse_special": True})["tokens"])
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
         asked = {
@@ -220,12 +291,28 @@ class Mlx:
         self.model, self.tokenizer, *_ = mlx_lm.load(str(folder))
         self.model.set_dtype(mlx.core.float32)
 
-    def logprobs(self, ids: list[int]) -> np.ndarray:
-        logits = self.model(self.mx.array([ids]))[0, -1].astype(self.mx.float32)
-        return np.array(logits - self.mx.logsumexp(logits))
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        logits_TV = self.model(self.mx.array([ids]))[0].astype(self.mx.float32)
+        return Probe.of(np.array(logits_TV), ids, after, of)
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        from mlx_lm.generate import generate_step
+
+        said: list[int] = []
+        for token, _ in generate_step(self.mx.array(ids), self.model, max_tokens=count):
+            said.append(int(token))
+            if said[-1] in self.ends():
+                break
+        return said
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer._tokenizer(text, split_special_tokens=True)["input_ids"]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def ends(self) -> set[int]:
+        return set(self.tokenizer.eos_token_ids)
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Said:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler

@@ -62,12 +62,12 @@ class Training:
         )
 
     def _given(self) -> dict[str, Any]:
-        """The weights that the job begins with, by name."""
+        """The weights that the job begins with, by name; float32, whatever they are stored in."""
         named = arrays.read(Path(self.job.init or ""))
         for name, array in named.items():
             if not np.isfinite(array).all():
                 raise KodaError(f"{self.job.init}: {name} holds numbers that are not finite.")
-        return named
+        return {name: array.astype(np.float32, copy=False) for name, array in named.items()}
 
     def _frozen(self) -> Any:
         """The part of the weights that stays as it is."""

@@ -1,5 +1,4 @@
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,6 @@ class Counting:
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
-
-    def logprobs(self, ids: list[int]) -> Any:
-        raise NotImplementedError
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Generator[str, None, bool]:
         yield from (str(len(messages)), "!")

@@ -1,113 +1,183 @@
-"""The gate: it lets good exports through and catches planted faults."""
+"""The gate: it lets good exports through and catches planted faults, in each of the three runtimes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from model import weights
-from model.data import tokenizer as tokenizers
-from model.data.shards import ShardWriter
-from model.errors import KodaError
-from model.evaluation.context import Method, stretched, under
-from model.export import gguf, hf
-from model.export.parity import compare, divergence
-from model.llama import Llama
-from tests.conftest import SHAPE
+from model.evaluation.context import Method, stretched
+from model.export import gguf, hf, mlx
+from model.export.about import About
+from model.export.parity import Expected, Limits, compare, divergence, expectation, judge
+from model.files import read_json, write_json
+from model.weights import Stored
+
+EXACT = Limits(1e-5, 1.001)  # what float32 files of these weights, six times the usual size, may differ by
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, prose: str) -> Path:
-    """Random weights, large enough that every part shows, with a rotary base that is not the default one."""
-    folder = tmp_path_factory.mktemp("made")
-    shape = replace(SHAPE, vocab_size=512, max_position_embeddings=128, rope_theta=500.0)
-    model = Llama(shape, rngs=nnx.Rngs(0))
-    nnx.update(model, jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, nnx.state(model, nnx.Param)))
-    weights.save(folder / "weights", model)
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    writer = ShardWriter(folder / "heldout", 512, 10_000)
-    writer.add(tokenizers.encode_plain(tokenizer, [prose[:20_000]])[0])
-    writer.close()
-    return folder
-
-
-def gate(made: Path, tokenizer_file: Path, kind: str, path: Path, limit: float = 1e-5) -> dict:
-    return compare(
-        kind, str(path), str(made / "weights"), str(tokenizer_file), str(made / "heldout"), old_context=64, limit=limit
-    )
-
-
-def test_good_exports_pass(made: Path, tokenizer_file: Path, tmp_path: Path) -> None:
-    model = weights.load(made / "weights")
-    gguf.write(tmp_path / "f32.gguf", model, tokenizer_file, "F32", "x")
-    hf.write(tmp_path / "hf", model, tokenizer_file, "float32")
-    for kind, path in (("gguf", tmp_path / "f32.gguf"), ("hf", tmp_path / "hf")):
-        figures = gate(made, tokenizer_file, kind, path)
-        assert figures["max_logprob_difference"] < 1e-3 and figures["longest_prefix"] == 127
+def write_gguf(path: Path, model: Stored, tokenizer_file: Path, kind: str = "F32") -> Path:
+    gguf.write(path, model, tokenizer_file, kind, About("x"))
+    return path
 
 
 @pytest.mark.parametrize("method", ["ntk", "linear", "yarn"])
 def test_every_runtime_reads_on_as_jax_does(made: Path, tokenizer_file: Path, tmp_path: Path, method: Method) -> None:
     """Each way of stretching, to the end of four times the context, in all three runtimes."""
-    from model.export import mlx
+    old = weights.read(made / "weights")
+    config = replace(old.config, max_position_embeddings=32)
+    model = Stored(stretched(config, 4, method), old.params)
+    weights.write(tmp_path / "weights", model)
+    expected = expectation(tmp_path / "weights", tokenizer_file, made / "heldout", old_context=64)
+    write_gguf(tmp_path / "f32.gguf", model, tokenizer_file)
+    hf.write(tmp_path / "hf", model, tokenizer_file, "auto", shard=100_000)
+    mlx.write(tmp_path / "mlx", tmp_path / "hf", "fp16")
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2  # it is read from several files
+    # half precision rounds these weights to some 1e-4
+    for kind, path, limits in (("gguf", "f32.gguf", EXACT), ("hf", "hf", EXACT), ("mlx", "mlx", Limits(1e-3, 1.01))):
+        figures = judge(kind, tmp_path / path, limits, expected)
+        assert figures["failed"] == [] and figures["longest_prefix"] == 127, path
+        assert figures["kl_divergence_beyond"] <= limits[0]
+        if kind != "mlx":
+            assert figures["greedy_equal"] == 64 and figures["same_answer"]
 
-    old = weights.load(made / "weights")
-    old.config = replace(old.config, max_position_embeddings=32)
-    model = under(old, stretched(old.config, 4, method))
-    weights.save(tmp_path / "weights", model)
-    (tmp_path / "heldout").symlink_to(made / "heldout")
-    gguf.write(tmp_path / "f32.gguf", model, tokenizer_file, "F32", "x")
-    hf.write(tmp_path / "hf", model, tokenizer_file, "float32")
-    mlx.write(tmp_path / "mlx", tmp_path / "hf", 16)
-    # half precision rounds these weights, which are six times the usual size, to some 1e-4
-    for kind, path, limit in (("gguf", "f32.gguf", 1e-5), ("hf", "hf", 1e-5), ("mlx", "mlx", 1e-3)):
-        figures = gate(tmp_path, tokenizer_file, kind, tmp_path / path, limit)
-        assert figures["longest_prefix"] == 127
+
+def swapped_gate_and_up(model: Stored) -> Stored:
+    layers = model.params["layers"]
+    mlp = {**layers["mlp"], "gate": layers["mlp"]["up"], "up": layers["mlp"]["gate"]}
+    return model._replace(params={**model.params, "layers": {**layers, "mlp": mlp}})
 
 
-@pytest.mark.parametrize("fault", ["q/k not permuted", "k by the wrong heads", "gate and up swapped", "rope base lost"])
-def test_faults_in_the_weights_are_caught(
-    made: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+def padded(model: Stored) -> Stored:
+    rows = {name: np.pad(model.params[name], ((0, 64), (0, 0))) for name in ("embedding", "head")}
+    return Stored(replace(model.config, vocab_size=model.config.vocab_size + 64), {**model.params, **rows})
+
+
+def other_base(model: Stored) -> Stored:
+    return model._replace(config=replace(model.config, rope_theta=10000.0))
+
+
+FAULTS: dict[str, tuple[Callable[[Stored], Stored], str, str]] = {
+    "gate and up swapped": (swapped_gate_and_up, "KL divergence", "layer 0, mlp.gate_proj"),
+    "rope base lost": (other_base, "KL divergence", "rope_theta = 10000.0, the model has 500.0"),
+    "padded vocabulary left in": (padded, "gives 576 logits, the JAX model 512", "vocab_size = 576"),
+}
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf", "mlx"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_the_numbers_are_caught_and_named(
+    made: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path, fault: str, kind: str
 ) -> None:
-    model = weights.load(made / "weights")
-    if fault == "q/k not permuted":
-        monkeypatch.setattr(gguf, "interleave", lambda rows, heads: rows)
-    elif fault == "k by the wrong heads":
-        right = gguf.interleave
-        monkeypatch.setattr(gguf, "interleave", lambda rows, heads: right(rows, 4))
-    elif fault == "gate and up swapped":
-        monkeypatch.setitem(gguf.NAMES, "mlp.gate_proj", "ffn_up")
-        monkeypatch.setitem(gguf.NAMES, "mlp.up_proj", "ffn_gate")
+    spoil, reason, place = FAULTS[fault]
+    model = spoil(weights.read(made / "weights"))
+    if kind == "gguf":
+        write_gguf(tmp_path / "gguf", model, tokenizer_file)
     else:
-        model.config = replace(model.config, rope_theta=10000.0)
-    gguf.write(tmp_path / "bad.gguf", model, tokenizer_file, "F32", "x")
-    with pytest.raises(KodaError, match=r"bad\.gguf disagrees with the JAX model: KL divergence"):
-        gate(made, tokenizer_file, "gguf", tmp_path / "bad.gguf")
+        hf.write(tmp_path / "hf", model, tokenizer_file, "auto")
+        if kind == "mlx":
+            mlx.write(tmp_path / "mlx", tmp_path / "hf", "fp16")
+    figures = judge(kind, tmp_path / kind, Limits(1e-3, 1.01), expected)
+    assert reason in figures["failed"][0] and place in figures["first_difference"]
 
 
-def test_another_pre_tokenizer_is_caught(
-    made: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("heads", [None, 4])
+def test_rows_that_llama_cpp_pairs_otherwise_are_caught(
+    made: Path,
+    expected: Expected,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: int | None,
 ) -> None:
-    right = gguf.GGUFWriter.add_tokenizer_pre
-    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda self, name: right(self, "default"))
-    gguf.write(tmp_path / "bad.gguf", weights.load(made / "weights"), tokenizer_file, "F32", "x")
-    with pytest.raises(KodaError, match=r"bad\.gguf splits"):
-        gate(made, tokenizer_file, "gguf", tmp_path / "bad.gguf")
-
-
-def test_a_rotary_base_that_transformers_4_would_lose_is_written_for_it(
-    made: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
-    hf.write(tmp_path / "hf", weights.load(made / "weights"), tokenizer_file, "float32")
-    config = json.loads((tmp_path / "hf/config.json").read_text())
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0 and config["rope_scaling"] is None
-    assert (
-        json.loads((tmp_path / "hf/tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    """Queries and keys as transformers has them; or keys permuted by the number of query heads."""
+    right = gguf.interleave
+    wrong: Any = (lambda rows, _: rows) if heads is None else (lambda rows, _: right(rows, heads))
+    monkeypatch.setattr(gguf, "interleave", wrong)
+    figures = judge(
+        "gguf", write_gguf(tmp_path / "bad.gguf", weights.read(made / "weights"), tokenizer_file), EXACT, expected
     )
+    assert "KL divergence" in figures["failed"][0]
+    assert ("q_proj" if heads is None else "k_proj") in figures["first_difference"]
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "reason"),
+    [
+        ("add_tokenizer_pre", "default", "it splits"),
+        ("add_eos_token_id", None, "end its answers, and not [0]"),
+        ("add_chat_template", "{{ messages[0]['content'] }}", "its chat template makes"),
+    ],
+)
+def test_faults_in_a_gguf_files_tokenizer_are_caught(
+    made: Path,
+    expected: Expected,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    wrong: str | None,
+    reason: str,
+) -> None:
+    right = getattr(gguf.GGUFWriter, method)
+    monkeypatch.setattr(gguf.GGUFWriter, method, lambda self, _: right(self, wrong) if wrong else None)
+    figures = judge(
+        "gguf", write_gguf(tmp_path / "bad.gguf", weights.read(made / "weights"), tokenizer_file), EXACT, expected
+    )
+    assert any(reason in failure for failure in figures["failed"])
+    assert "the fault is in the rest of it" in figures["first_difference"]
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "wrong", "reason"),
+    [
+        ("generation_config.json", "eos_token_id", None, "tokens [] end its answers, and not [0]"),
+        ("tokenizer_config.json", "chat_template", "{{ messages[0]['content'] }}", "its chat template makes"),
+    ],
+)
+def test_faults_in_a_hugging_face_folders_tokenizer_are_caught(
+    made: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path, file: str, key: str, wrong: Any, reason: str
+) -> None:
+    folder = tmp_path / "hf"
+    hf.write(folder, weights.read(made / "weights"), tokenizer_file, "auto")
+    write_json(folder / file, {**read_json(folder / file), key: wrong})
+    if key == "eos_token_id":  # transformers would take it from there
+        write_json(folder / "config.json", {**read_json(folder / "config.json"), key: wrong})
+    else:
+        (folder / "chat_template.jinja").unlink()
+    figures = judge("hf", folder, EXACT, expected)
+    assert any(reason in failure for failure in figures["failed"])
+
+
+def test_another_pre_tokenizer_is_caught_in_a_hugging_face_folder(
+    made: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    hf.write(tmp_path / "hf", weights.read(made / "weights"), tokenizer_file, "auto")
+    raw = json.loads((tmp_path / "hf/tokenizer.json").read_text())
+    raw["pre_tokenizer"]["use_regex"] = False
+    write_json(tmp_path / "hf/tokenizer.json", raw)
+    assert any("it splits" in failure for failure in judge("hf", tmp_path / "hf", EXACT, expected)["failed"])
+
+
+def test_a_file_that_does_not_open_fails_and_the_others_are_still_compared(
+    made: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    good = write_gguf(tmp_path / "good.gguf", weights.read(made / "weights"), tokenizer_file)
+    (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:-5000])
+    found = compare(
+        "gguf",
+        str(tmp_path),
+        {"cut.gguf": EXACT, "good.gguf": EXACT},
+        str(made / "weights"),
+        str(tokenizer_file),
+        str(made / "heldout"),
+        old_context=64,
+    )
+    assert "its runtime does not take it" in found["cut.gguf"]["failed"][0] and found["good.gguf"]["failed"] == []
 
 
 def test_the_divergence_of_equals_is_nothing_and_never_negative() -> None:

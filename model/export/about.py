@@ -1,0 +1,15 @@
+"""What an exported file says of itself, beside its numbers."""
+
+from typing import NamedTuple
+
+
+class About(NamedTuple):
+    """Whose model it is, and of what."""
+
+    name: str
+    author: str = ""
+    license: str = ""
+    """An identifier of the Hub or of SPDX."""
+    url: str = ""
+    datasets: tuple[str, ...] = ()
+    """What it was trained on, by name."""

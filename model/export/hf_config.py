@@ -1,0 +1,101 @@
+"""config.json of a LlamaForCausalLM, and what Koda makes of one that others wrote."""
+
+from typing import Any
+
+from model.config import LlamaConfig
+from model.errors import KodaError
+
+# Fields that config.json says in another form, or cannot say.
+OURS = {"qk_norm", "rope_scaling", "rope_factor", "rope_original_context"}
+# What transformers assumes where config.json says nothing.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+# Fields that change what the network computes, and the one value that Koda computes.
+FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+# Under which names a way of scaling positions has its numbers; any other number must be the usual one.
+SCALING = {"linear": {"factor"}, "yarn": {"factor", "original_max_position_embeddings"}}
+USUAL: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True}
+
+
+def to_hf_config(shape: LlamaConfig, end: int, dtype: str) -> dict[str, Any]:
+    """config.json. The rotary base is written three times over: transformers 5 reads `rope_parameters`; transformers 4
+    and mlx-lm read `rope_theta`, and without it silently take 10000. Where positions are scaled, likewise."""
+    scaling = None
+    if shape.rope_scaling != "none":
+        original = shape.rope_original_context
+        scaling = {"rope_type": shape.rope_scaling, "type": shape.rope_scaling, "factor": shape.rope_factor}
+        scaling |= {"original_max_position_embeddings": original} if shape.rope_scaling == "yarn" else {}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{name: value for name, value in shape.to_dict().items() if name not in OURS},
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, **(scaling or {})},
+        "rope_scaling": scaling,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "initializer_range": 0.02,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def from_hf_config(raw: dict[str, Any], where: str) -> LlamaConfig:
+    """The shape that a config.json describes; `where` is what the errors call it.
+
+    Raises KodaError, by the field's name, for what Koda's network cannot represent.
+    """
+    if raw.get("model_type") != "llama" or "LlamaForCausalLM" not in raw.get("architectures", ["LlamaForCausalLM"]):
+        kind = "/".join([str(raw.get("model_type")), *raw.get("architectures", [])])
+        raise KodaError(f"{where}: the model is {kind}; Koda reads LlamaForCausalLM.")
+    if "quantization_config" in raw or "quantization" in raw:
+        raise KodaError(f"{where}: its weights are quantised; Koda reads float32, float16 and bfloat16.")
+    for name, only in FIXED.items():
+        if raw.get(name, only) != only:
+            raise KodaError(f"{where}: {name} = {raw[name]!r} is not in Koda's network, which has {name} = {only!r}.")
+    given = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
+    given["num_key_value_heads"] = raw.get("num_key_value_heads") or given["num_attention_heads"]
+    shape = LlamaConfig(**given, **_rope(raw, given["max_position_embeddings"], where))
+    if (size := raw.get("head_dim") or shape.head_dim) != shape.head_dim:
+        raise KodaError(
+            f"{where}: head_dim = {size} is not in Koda's network, where every head has hidden_size / "
+            f"num_attention_heads = {shape.head_dim}."
+        )
+    return shape
+
+
+def _rope(raw: dict[str, Any], context: int, where: str) -> dict[str, Any]:
+    """The rotary part of the shape: transformers 4 and 5 write it under different names."""
+    written = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}
+    theta = raw.get("rope_theta") or written.pop("rope_theta", 10000.0)
+    written.pop("rope_theta", None)
+    kind = written.pop("rope_type", None) or written.get("type") or "default"
+    written.pop("type", None)
+    if kind == "default":
+        return {"rope_theta": float(theta)}
+    if kind not in SCALING:
+        raise KodaError(f"{where}: rope scaling of kind {kind!r} is not known to Koda; it knows {', '.join(SCALING)}.")
+    for name, value in written.items():
+        if name not in SCALING[kind] and value != USUAL.get(name):
+            raise KodaError(f"{where}: rope scaling with {name} = {value!r} is not known to Koda.")
+    original = written.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
+    return {
+        "rope_theta": float(theta),
+        "rope_scaling": kind,
+        "rope_factor": float(written["factor"]),
+        "rope_original_context": int(original or context / written["factor"]),
+    }

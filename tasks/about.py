@@ -1,0 +1,23 @@
+"""What exports and model cards say about a model, beside its figures."""
+
+from pydantic import field_validator
+
+from tasks.section import Section
+
+
+class About(Section):
+    author: str = ""
+    """Who made the model."""
+    license: str = "apache-2.0"
+    """Licence of the weights, by its identifier on the Hub."""
+    url: str = ""
+    """Where the model has its page."""
+    data_license: str = ""
+    """Licence of the text that it learned from, in a word or a sentence; empty: the card says that it is not known."""
+
+    @field_validator("license")
+    @classmethod
+    def identifier(cls, license_: str) -> str:
+        if not license_ or not all(letter.isalnum() or letter in ".-+" for letter in license_):
+            raise ValueError(f"about.license = {license_!r}: an identifier as on the Hub, like apache-2.0, or other.")
+        return license_

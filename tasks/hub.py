@@ -1,0 +1,151 @@
+"""Repositories on the Hugging Face Hub: what would change there, and one commit that changes it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from model.errors import KodaError
+from model.files import CHECKSUMS, checksums, sha256
+from tasks.progress import say
+from tasks.stage import worth_retrying
+
+SECRET = "hf-token"  # the name of a Prefect Secret block that may hold the token
+SHA256 = 64  # letters of such a hash; the Hub gives it for large files, and git's for small ones
+LISTED = 12  # files that are told one by one
+
+
+class Change(NamedTuple):
+    """A file of a repository, and what becomes of it."""
+
+    sign: str  # + new, ~ changed, - removed, = as it is
+    path: str
+    size: int  # bytes
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.path}  {self.size:,} bytes"
+
+
+def token() -> str:
+    """The token for the Hub: HF_TOKEN, or the Secret block. Raises KodaError where there is neither."""
+    if found := os.environ.get("HF_TOKEN"):
+        return found
+    from prefect.blocks.system import Secret
+
+    try:
+        return str(Secret.load(SECRET).get())  # type: ignore[union-attr]  # typed as async
+    except ValueError:
+        raise KodaError(
+            "publishing on the Hub needs a token with write access: as HF_TOKEN in the environment, or in a Prefect "
+            f"Secret block named {SECRET!r}."
+        ) from None
+
+
+def files_of(folder: Path) -> list[str]:
+    """What a folder holds, by relative path: what is uploaded, and nothing else.
+
+    Raises KodaError for a link, which could lead anywhere.
+    """
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    if links := [path for path in found if path.is_symlink() or not path.is_file()]:
+        raise KodaError(f"{links[0]} is no plain file; only what the stage itself wrote is published.")
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def changes(folder: Path, there: dict[str, str], ours: set[str]) -> list[Change]:
+    """What publishing `folder` does to a place that holds files with these hashes.
+
+    `ours` are those of them that an earlier publishing put there: what it no longer has is removed.
+    """
+    files = files_of(folder)
+    found = []
+    for path in files:
+        size, known = (folder / path).stat().st_size, there.get(path)
+        same = known == (sha256 if len(known or "") == SHA256 else git_hash)(folder / path)
+        found.append(Change("=" if same else "~" if known else "+", path, size))
+    return found + [Change("-", path, 0) for path in sorted((ours & there.keys()) - set(files))]
+
+
+def git_hash(path: Path) -> str:
+    """The name that git, and so the Hub, gives a small file: the SHA-1 of its length and its bytes."""
+    from huggingface_hub.utils.sha import git_hash as of
+
+    return of(path.read_bytes())
+
+
+def remote(api: Any, repository: str) -> tuple[dict[str, str], set[str]]:
+    """The files of a repository with their hashes, and which of them an earlier publishing put there; nothing for a
+    repository that does not exist."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        entries = list(api.list_repo_tree(repository, recursive=True))
+    except RepositoryNotFoundError:
+        return {}, set()
+    there = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if hasattr(e, "blob_id")}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            listed = Path(api.hf_hub_download(repository, CHECKSUMS, local_dir=scratch))
+        except EntryNotFoundError:
+            return there, set()
+        return there, {*checksums(listed), CHECKSUMS}
+
+
+def told(repository: str, found: list[Change]) -> Iterator[str]:
+    """The changes as a person reads them."""
+    moving = [change for change in found if change.sign != "="]
+    size = sum(change.size for change in moving)
+    same = len(found) - len(moving)
+    yield f"{repository}: {len(moving)} files change ({size:,} bytes to send), {same} stay as they are"
+    yield from (f"  {change}" for change in moving[:LISTED])
+    if len(moving) > LISTED:
+        yield f"  … and {len(moving) - LISTED} more"
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=5,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_retrying,
+)
+def upload(repository: str, folder: Path, private: bool) -> str:
+    """Make `repository` what `folder` is, in one commit; returns the commit, or nothing where none was needed.
+
+    Large files go before it: one that fails leaves the version before whole, and what arrived is not sent again.
+    Raises KodaError where the Hub refuses the token or the card.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token())
+    try:
+        found = changes(folder, *remote(api, repository))
+        for line in told(repository, found):
+            say(f"publish    {line}")
+        api.create_repo(repository, private=private, exist_ok=True)
+        operations: list[Any] = [
+            CommitOperationDelete(change.path)
+            if change.sign == "-"
+            else CommitOperationAdd(change.path, folder / change.path)
+            for change in found
+            if change.sign != "="
+        ]
+        if not operations:
+            return ""
+        return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise KodaError(f"the Hub refused the token for {repository}: it needs write access there.") from None
+        raise
+    except json.JSONDecodeError:  # of a gateway's error page; it is a ValueError too
+        raise
+    except ValueError as error:  # what the client raises where the Hub does not take the card; nothing is sent then
+        raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None
