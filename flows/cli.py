@@ -78,6 +78,17 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--budget-hours", type=float, help="what would be trained best in so many hours?")
     plan.add_argument("--json", action="store_true", help="for programs")
 
+    evaluate = command("eval", eval_, "Evaluate a model: a run's, a Hugging Face or MLX folder, or a GGUF file.")
+    evaluate.add_argument("model", metavar="MODEL", help="a run, RUN/STAGE, a folder or a .gguf file")
+    evaluate.add_argument("--suite", choices=("standard", "homemade"), default="standard", help="(default: standard)")
+    evaluate.add_argument("--tasks", default="", metavar="A,B", help="some of the suite's tasks (default: all)")
+    evaluate.add_argument(
+        "--data", default="", metavar="DIR", help="local JSONL for the standard suite (default: the Hub)"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, help="items of each task at most (0: all)")
+    evaluate.add_argument("--against", default="", metavar="MODEL", help="compare with this one, item by item")
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+
     publish = command("publish", publish_, "Publish a run's exports: into its folder, or on the Hugging Face Hub.")
     publish.add_argument("name", nargs="?", default="tiny")
     publish.add_argument("--to", default="", metavar="USER/NAME", help="where on the Hub (default: as the run is set)")
@@ -159,11 +170,24 @@ def plan_(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def eval_(arguments: argparse.Namespace) -> int:
+    from flows.environment import causes_only
+    from flows.evaluation import as_lines, evaluate
+
+    names = [name for name in arguments.tasks.split(",") if name]
+    if arguments.limit < 0:
+        raise KodaError(f"--limit {arguments.limit}: a number of items, or 0 for all.")
+    with causes_only():
+        found = evaluate(arguments.model, arguments.suite, names, arguments.data, arguments.limit, arguments.against)
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
+    return 0
+
+
 def publish_(arguments: argparse.Namespace) -> int:
     from flows.environment import causes_only, set_environment
 
     set_environment(quiet=True)
-    from flows.config import load
+    from flows.config import as_toml, begun_with, load
     from tasks.publish import would_change
     from tasks.run import existing
 
@@ -172,9 +196,11 @@ def publish_(arguments: argparse.Namespace) -> int:
         existing(arguments.name)
         given = argparse.Namespace(preset="", set=[])
         return _run(given, arguments.name, "publish", "publish", more)
-    config = load("", more, existing(arguments.name))
+    folder = existing(arguments.name)
+    config = load("", more, folder)
     with causes_only():
-        print("\n".join(would_change(arguments.name, config.publish, config.about)))
+        written = as_toml(begun_with("", folder), config)
+        print("\n".join(would_change(arguments.name, written, config.publish, config.about)))
     return 0
 
 

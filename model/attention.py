@@ -4,6 +4,8 @@ Letters in names: B batch, T query time, S key time, H query heads, K key/value 
 head, A head size.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -11,20 +13,39 @@ BLOCK = 64  # queries taken together on a CPU: the scores above the diagonal are
 MASKED = -1e30  # finite, so that a row without a key gives no NaN
 
 
-def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-    """Each position attends to itself and what came before it; with `segments_BT`, only within its own segment.
+class Segments(NamedTuple):
+    """Which positions of a row belong together, `[batch, time]` integers: attention stays within a segment.
+
+    Where `branches_BT` are given, branch 0 is a segment's stem, and each other branch goes on from it without seeing
+    its siblings.
+    """
+
+    segments_BT: jax.Array
+    branches_BT: jax.Array | None = None
+
+    def visible(self, queries: slice, keys: slice) -> jax.Array:
+        """`[batch, queries, keys]` bool: what may be seen, were it not for the time."""
+        mask_BTS = self.segments_BT[:, queries, None] == self.segments_BT[:, None, keys]
+        if self.branches_BT is not None:
+            branches_BS = self.branches_BT[:, None, keys]
+            mask_BTS &= (branches_BS == 0) | (branches_BS == self.branches_BT[:, queries, None])
+        return mask_BTS
+
+
+def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Segments | None = None) -> jax.Array:
+    """Each position attends to itself and what came before it; with `segments`, only to what it may see there.
 
     Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
     """
     if jax.default_backend() == "gpu":
-        mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        mask = None if segments is None else segments.visible(slice(None), slice(None))[:, None]
         fused = mask is None and q_BTHA.dtype in (jnp.bfloat16, jnp.float16)  # what cuDNN's kernels are made for
         return jax.nn.dot_product_attention(
             q_BTHA, k_BTKA, v_BTKA, mask=mask, is_causal=True, implementation="cudnn" if fused else "xla"
         )
     return jnp.concatenate(
         [
-            _block(q_BTHA, k_BTKA, v_BTKA, segments_BT, start, min(start + BLOCK, q_BTHA.shape[1]))
+            _block(q_BTHA, k_BTKA, v_BTKA, segments, start, min(start + BLOCK, q_BTHA.shape[1]))
             for start in range(0, q_BTHA.shape[1], BLOCK)
         ],
         axis=1,
@@ -32,13 +53,13 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT:
 
 
 def _block(
-    q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments_BT: jax.Array | None, start: int, stop: int
+    q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Segments | None, start: int, stop: int
 ) -> jax.Array:
     """Attention of the queries `start … stop` over the keys they may see."""
     visible = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
     mask_BTS = visible[None]
-    if segments_BT is not None:
-        mask_BTS = mask_BTS & (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop])
+    if segments is not None:
+        mask_BTS = mask_BTS & segments.visible(slice(start, stop), slice(stop))
     return grouped_attention(q_BTHA[:, start:stop], k_BTKA[:, :stop], v_BTKA[:, :stop], mask_BTS)
 
 

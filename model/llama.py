@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.attention import attend, grouped_attention
+from model.attention import Segments, attend, grouped_attention
 from model.config import Compute, LlamaConfig
 from model.matmul import matmul
 from model.rope import angles, attention_scale, frequencies, rotate
@@ -82,9 +82,9 @@ class Attention(nnx.Module):
         q_BTHA, k_BTKA = (rotate(x_BTXA, angles_BTF, self.rope_scale) for x_BTXA in (q_BTHA, k_BTKA))
         return q_BTHA, k_BTKA, v_BTKA
 
-    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments: Segments | None) -> jax.Array:
         q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTF)
-        return self.out(attend(q_BTHA, k_BTKA, v_BTKA, segments_BT).reshape(x_BTD.shape))
+        return self.out(attend(q_BTHA, k_BTKA, v_BTKA, segments).reshape(x_BTD.shape))
 
     def decode(
         self, x_BTD: jax.Array, angles_BTF: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
@@ -122,8 +122,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, std, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_BTF, segments_BT)
+    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments: Segments | None) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_BTF, segments)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
     def decode(
@@ -162,17 +162,19 @@ class Llama(nnx.Module):
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return self.embedding[...].astype(self.compute.dtype)[tokens_BT]
 
-    def hidden(self, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self, x_BTD: jax.Array, segments: Segments | None = None, positions_BT: jax.Array | None = None
+    ) -> jax.Array:
         """From embeddings to what the head reads, `[batch, time, d_model]`.
 
-        Positions count from the row's start, also where segments shut documents off from one another: rotary
-        positions are relative, so that a segment's own offset does not show.
+        Positions count from the row's start unless they are given, also where segments shut documents off from one
+        another: rotary positions are relative, so that a segment's own offset does not show.
         """
-        angles_BTF = self.angles(jnp.arange(x_BTD.shape[1])[None])
+        angles_BTF = self.angles(jnp.arange(x_BTD.shape[1])[None] if positions_BT is None else positions_BT)
         graph, stacked_L = nnx.split(self.layers)
 
         def block(x_BTD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, layer)(keep_rows(x_BTD), angles_BTF, segments_BT), None
+            return nnx.merge(graph, layer)(keep_rows(x_BTD), angles_BTF, segments), None
 
         if self.compute.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[self.compute.remat])
@@ -186,8 +188,8 @@ class Llama(nnx.Module):
         """`[batch, time, vocabulary]`, float32."""
         return jnp.einsum("btd,vd->btv", x_BTD, self.head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
-    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        return self.logits(self.hidden(self.embed(tokens_BT), segments_BT))
+    def __call__(self, tokens_BT: jax.Array, segments: Segments | None = None) -> jax.Array:
+        return self.logits(self.hidden(self.embed(tokens_BT), segments))
 
     def decode(self, tokens_BT: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
         """Logits of T further tokens after the `start` that the cache holds, and the cache with them in it."""

@@ -48,8 +48,12 @@ def write(folder: Path, model: Stored, **facts: Any) -> None:
 def read(folder: Path) -> Stored:
     """Read what was written, in the types it was written in. Raises `arrays.Broken` where it is not whole."""
     config = LlamaConfig(**arrays.facts(folder)["config"])
-    template = nnx.to_pure_dict(abstract(config)[1])
-    return Stored(config, arrays.unflatten(template, arrays.read(folder)))
+    return Stored(config, nested(config, arrays.read(folder)))
+
+
+def nested(config: LlamaConfig, named: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The nested dicts of a network of this shape, from its arrays by their path."""
+    return arrays.unflatten(nnx.to_pure_dict(abstract(config)[1]), named)
 
 
 def stored(model: Llama) -> Stored:

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from model.data import hub
 from model.evaluation.published import ROWS, TASKS
 from model.files import finished, read_json
 from model.training.protocol import METRICS, lines, restarts
@@ -29,9 +30,7 @@ the token that ends an answer are in the `Modelfile`.
 
 LM Studio: put the file into the folder that *My Models* shows, as `USER/{name}/{file}` (or `lms import {file}`); it is
 then in the list under *Select a model to load*. The chat template and the end of an answer come with the file.""",
-    "mlx": """```sh
-mlx_lm.generate --model {where}/8bit --prompt '{question}'
-```
+    "mlx": """mlx_lm, in the folder with the files: `mlx_lm.generate --model {file} --prompt '{question}'`
 
 LM Studio on a Mac opens the same folder.""",
 }
@@ -43,17 +42,17 @@ def card(
 ) -> str:
     """The README.md of one repository, which will lie at `where`."""
     run = exports.folder.parent
-    files = sorted(path.name for path in (exports / kind).glob("*.gguf"))
-    use = USE[kind].format(where=where, name=name, question=QUESTION, file=files[-1] if files else "")
+    files = sorted(path.name for path in (exports / kind).glob("*.gguf" if kind == "gguf" else "*"))
+    file = "8bit" if "8bit" in files else files[-1] if files else ""
+    use = USE[kind].format(where=where, name=name, question=QUESTION, file=file)
     data = ModelCardData(
         language="en",
         license=about.license,
         library_name=LIBRARY[kind],
         tags=["koda"],
         pipeline_tag="text-generation",
-        datasets=[source.removeprefix("hub:").partition("@")[0] for source in sources(tokens) if "hub:" in source]
-        or None,
-        base_model=where if kind != "hf" and "/" in where else None,
+        datasets=[hub.named(source).name for source in sources(tokens) if source.startswith(hub.PREFIX)] or None,
+        base_model=where.removesuffix(f"-{kind.upper()}") if kind != "hf" and "/" in where else None,
         model_name=name,
         eval_results=_results(scores.figures),
     )

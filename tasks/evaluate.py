@@ -1,10 +1,12 @@
-"""Stage 7: bits per byte beside xz, and eight home-made tasks."""
+"""Stage 7: bits per byte beside xz, eight home-made tasks, and the eight standard ones."""
 
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
+from model.errors import KodaError
+from model.files import sha256
 from tasks.run import Built
 from tasks.section import Section
 from tasks.stage import stage
@@ -16,9 +18,21 @@ class Evaluate(Section):
     """Items of each task."""
     max_bytes: PositiveInt = 400_000
     """Held-out text that bits per byte are measured on, and xz beside them."""
+    standard: str = ""
+    """Where the eight standard tasks (HellaSwag, ARC, …) are read from: `hub`, or a folder of JSONL with the columns of
+    the Hub's data sets, arc_easy.jsonl and so on, as many as there are; empty: they are not asked."""
+    standard_items: NonNegativeInt = 0
+    """Items of each standard task at most; 0: all."""
+
+    def fingerprint(self) -> str:
+        if self.standard in ("", "hub"):
+            return ""
+        if not Path(self.standard).is_dir():
+            raise KodaError(f"evaluate.standard = {self.standard!r}: neither `hub` nor a folder.")
+        return " ".join(map(sha256, sorted(Path(self.standard).glob("*.jsonl"))))
 
 
-@stage(version=1)
+@stage(version=2)
 def evaluate(out: Path, settings: Evaluate, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
     """Evaluate the final model, and the base model's bits per byte."""
     return call(
@@ -27,6 +41,9 @@ def evaluate(out: Path, settings: Evaluate, model: Built, base: Built, tokens: B
         model=model / "weights",
         base=base / "weights",
         tokens=tokens.folder,
+        out=out,
         items=settings.items,
         max_bytes=settings.max_bytes,
+        standard_items=settings.standard,
+        limit=settings.standard_items,
     )

@@ -1,9 +1,9 @@
 """Repositories on the Hugging Face Hub: what would change there, and one commit that changes it."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,11 @@ def changes(folder: Path, there: dict[str, str], ours: set[str]) -> list[Change]
     found = []
     for path in files:
         size, known = (folder / path).stat().st_size, there.get(path)
-        same = known == (sha256 if len(known or "") == SHA256 else git_hash)(folder / path)
-        found.append(Change("=" if same else "~" if known else "+", path, size))
+        if known is None:  # nothing to compare a hash with
+            sign = "+"
+        else:
+            sign = "=" if known == (sha256 if len(known) == SHA256 else git_hash)(folder / path) else "~"
+        found.append(Change(sign, path, size))
     return found + [Change("-", path, 0) for path in sorted((ours & there.keys()) - set(files))]
 
 
@@ -82,27 +85,40 @@ def git_hash(path: Path) -> str:
 def remote(api: Any, repository: str) -> tuple[dict[str, str], set[str]]:
     """The files of a repository with their hashes, and which of them an earlier publishing put there; nothing for a
     repository that does not exist."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         entries = list(api.list_repo_tree(repository, recursive=True))
     except RepositoryNotFoundError:
         return {}, set()
     there = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if hasattr(e, "blob_id")}
+    if CHECKSUMS not in there:
+        return there, set()
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            listed = Path(api.hf_hub_download(repository, CHECKSUMS, local_dir=scratch))
-        except EntryNotFoundError:
-            return there, set()
+        listed = Path(api.hf_hub_download(repository, CHECKSUMS, local_dir=scratch))
         return there, {*checksums(listed), CHECKSUMS}
 
 
-def told(repository: str, found: list[Change]) -> Iterator[str]:
+@contextmanager
+def refusals(repository: str) -> Iterator[None]:
+    """Raises KodaError where the Hub refuses the token: no retry helps against that."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise KodaError(f"the Hub refused the token for {repository}: it needs write access there.") from None
+        raise
+
+
+def told(place: str, found: list[Change]) -> Iterator[str]:
     """The changes as a person reads them."""
     moving = [change for change in found if change.sign != "="]
+    new, changed, removed = ([change.sign for change in moving].count(sign) for sign in "+~-")
     size = sum(change.size for change in moving)
     same = len(found) - len(moving)
-    yield f"{repository}: {len(moving)} files change ({size:,} bytes to send), {same} stay as they are"
+    yield f"{place}: {new} new, {changed} changed, {removed} removed ({size:,} bytes), {same} as they are"
     yield from (f"  {change}" for change in moving[:LISTED])
     if len(moving) > LISTED:
         yield f"  … and {len(moving) - LISTED} more"
@@ -123,10 +139,9 @@ def upload(repository: str, folder: Path, private: bool) -> str:
     Raises KodaError where the Hub refuses the token or the card.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token())
-    try:
+    with refusals(repository):
         found = changes(folder, *remote(api, repository))
         for line in told(repository, found):
             say(f"publish    {line}")
@@ -140,12 +155,9 @@ def upload(repository: str, folder: Path, private: bool) -> str:
         ]
         if not operations:
             return ""
-        return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise KodaError(f"the Hub refused the token for {repository}: it needs write access there.") from None
-        raise
-    except json.JSONDecodeError:  # of a gateway's error page; it is a ValueError too
-        raise
-    except ValueError as error:  # what the client raises where the Hub does not take the card; nothing is sent then
-        raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None
+        try:
+            return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
+        except ValueError as error:  # of many kinds; this one comes before anything is sent
+            if "Invalid metadata in README.md" not in str(error):
+                raise
+            raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None

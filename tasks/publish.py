@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from model.errors import KodaError
-from model.files import CHECKSUMS, checksums, link, listing, read_json, write_checksums, write_json
+from model.files import finished, link, listing, read_json, write_checksums, write_json
 from tasks import hub
 from tasks.about import About
 from tasks.cards import card, curve_picture
@@ -27,12 +27,13 @@ class Publish(Section):
     """Repositories that are made on the Hub are private at first."""
 
 
-@stage(version=2)
+@stage(version=3)
 def publish(
     out: Path, settings: Publish, about: About, exports: Built, scores: Built, model: Built, tokens: Built
 ) -> dict[str, Any]:
     """Lay out hf/, gguf/ and mlx/, each with its card, checksums and lineage; upload them where that is asked for."""
-    kinds = lay_out(out, settings.to, about, exports, scores, model, tokens)
+    configuration = (exports.folder.parent / "run.toml").read_text(encoding="utf-8")
+    kinds = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)
     commits = {}
     if settings.to != "local":
         hub.token()  # refuse before anything is sent
@@ -48,16 +49,19 @@ def publish(
     return {"where": where, "files": len(found), "bytes": size, "commits": commits}
 
 
-def lay_out(out: Path, to: str, about: About, exports: Built, scores: Built, model: Built, tokens: Built) -> list[str]:
+def lay_out(
+    out: Path, to: str, configuration: str, about: About, exports: Built, scores: Built, model: Built, tokens: Built
+) -> list[str]:
     """Fill `out` with a folder for each repository; returns their kinds. What convert wrote is linked."""
+    hub.files_of(exports.folder)  # refuse a link before it is followed
     run = exports.folder.parent
     name = run.name
     lineage = {
         "run": name,
-        "configuration": (run / "run.toml").read_text(encoding="utf-8"),
+        "configuration": configuration,
         "stages": {
             stage: {name: record[name] for name in ("key", "reads", "settings", "finished")}
-            for stage in STAGES
+            for stage in STAGES[:-1]  # a publishing that knew of the one before would differ from it each time
             if (record := _record(run / stage))
         },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
@@ -72,7 +76,8 @@ def lay_out(out: Path, to: str, about: About, exports: Built, scores: Built, mod
         curve_picture(run, folder / "curve.png")
         where = "." if to == "local" else repository(to, kind)
         text = card(kind, name, where, about, exports, scores, model, tokens)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        with finished(folder / "README.md") as file:
+            file.write(text)
         write_checksums(folder)
     return kinds
 
@@ -86,8 +91,11 @@ def repository(to: str, kind: str) -> str:
     return to if kind == "hf" else f"{to}-{kind.upper()}"
 
 
-def would_change(name: str, settings: Publish, about: About) -> list[str]:
-    """What publishing the run `name` would change, a line each; nothing is changed, and the layout is thrown away."""
+def would_change(name: str, configuration: str, settings: Publish, about: About) -> list[str]:
+    """What publishing the run `name` would change, a line each; nothing is changed, and the layout is thrown away.
+
+    `configuration` is what its run.toml would then be.
+    """
     run = folder_of(name)
     built = {stage: read_built(run, stage) for stage in ("convert", "evaluate", "extend", "tokenize")}
     if missing := [stage for stage, found in built.items() if found is None]:
@@ -96,23 +104,25 @@ def would_change(name: str, settings: Publish, about: About) -> list[str]:
     shutil.rmtree(out, ignore_errors=True)
     try:
         exports, scores, model, tokens = built.values()
-        kinds = lay_out(out, settings.to, about, exports, scores, model, tokens)  # type: ignore[arg-type]
+        kinds = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)  # type: ignore[arg-type]
         lines: list[str] = []
-        for kind in kinds:
-            if settings.to == "local":
-                place, (there, ours) = str(run / "publish" / kind), _local(run / "publish" / kind)
-            else:
-                from huggingface_hub import HfApi
-
-                place = repository(settings.to, kind)
-                there, ours = hub.remote(HfApi(token=hub.token()), place)
-            lines += hub.told(place, hub.changes(out / kind, there, ours))
+        for kind in KINDS:
+            if kind in kinds or (settings.to == "local" and (run / "publish" / kind).is_dir()):
+                place, there, ours = _place(run, settings.to, kind)
+                lines += hub.told(place, hub.changes(out / kind, there, ours))
         return lines
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def _local(folder: Path) -> tuple[dict[str, str], set[str]]:
-    """What an earlier publishing laid out, in the terms of `hub.remote`."""
-    there = {path: facts["sha256"] for path, facts in listing(folder).items()}
-    return there, {*checksums(folder / CHECKSUMS), CHECKSUMS} if there else set()
+def _place(run: Path, to: str, kind: str) -> tuple[str, dict[str, str], set[str]]:
+    """Where a kind goes, the files there with their hashes, and those that go if they are not laid out again."""
+    if to == "local":  # the folder is replaced as a whole, whoever put a file there
+        folder = run / "publish" / kind
+        there = {path: facts["sha256"] for path, facts in listing(folder).items()}
+        return str(folder), there, set(there)
+    from huggingface_hub import HfApi
+
+    place = repository(to, kind)
+    with hub.refusals(place):
+        return place, *hub.remote(HfApi(token=hub.token()), place)

@@ -91,6 +91,8 @@ def _what(done: dict[str, Any]) -> str:
     if "tokenize" not in done:
         return "Nothing is done yet."
     text = f"Trained from scratch on {done['tokenize']['documents']:,} documents"
+    if "imported" in done.get("pretrain", {}):
+        return f"Begun with {done['pretrain']['imported']}: {done['pretrain']['parameters']:,} parameters."
     if {"pretrain", "checkpoint"} <= done.keys():
         text += f": {done['checkpoint']['parameters']:,} parameters, {done['pretrain']['tokens']:,} tokens"
     return text + "."

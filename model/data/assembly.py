@@ -51,6 +51,7 @@ class Assembly:
         self.dropped: collections.Counter[str] = collections.Counter()
         self.near: collections.Counter[str] = collections.Counter()
         self.notes: list[str] = []
+        self.sources: list[tuple[str, int]] = []  # of the held-out documents, in their order: each, and how many
         self.read = self.learned = self.held = self.train_bytes = self.heldout_bytes = self.longest = 0
         self.ends = 0  # documents of the training part, counted as often as they stand in it
         self.longest_name = ""
@@ -90,16 +91,20 @@ class Assembly:
             keep &= np.cumsum(keep) <= self.recipe.limit - self.kept[source]
         self.kept[source] += int(keep.sum())
         held = blocks.heldout(block.hashes, self.recipe.heldout_fraction)
-        self._hold_out(block, held, keep)
+        self._hold_out(block, held, keep, source)
         self._learn(block, part, number, held, keep, source)
 
-    def _hold_out(self, block: Block, held: np.ndarray, keep: np.ndarray) -> None:
+    def _hold_out(self, block: Block, held: np.ndarray, keep: np.ndarray, source: str) -> None:
         chosen = keep[held]
         lengths = block.lengths[held]
         self.heldout.extend(block.heldout_tokens[np.repeat(chosen, lengths)], lengths[chosen])
         texts = block.heldout_texts.tobytes().splitlines(keepends=True)
         self.documents.writelines(text for text, taken in zip(texts, chosen, strict=True) if taken)
         self.held += int(chosen.sum())
+        if self.sources and self.sources[-1][0] == source:
+            self.sources[-1] = (source, self.sources[-1][1] + int(chosen.sum()))
+        else:
+            self.sources.append((source, int(chosen.sum())))
         self.heldout_bytes += int(block.sizes[held][chosen].sum())
 
     def _learn(self, block: Block, part: int, number: int, held: np.ndarray, keep: np.ndarray, source: str) -> None:

@@ -183,6 +183,7 @@ def _fill(
         facts = {"tokenizer": sha256(out / "tokenizer.json"), "commits": plan["commits"]}
         train, heldout = assembly.close(**facts)
     write_json(out / "notes.json", assembly.notes)
+    write_json(out / "heldout/sources.json", assembly.sources)
     text_tokens = train["tokens"] - assembly.ends
     return {
         **figures,

@@ -1,106 +1,140 @@
-"""What a model is worth: bits per byte beside xz, and the home-made tasks."""
+"""What a model is worth: bits per byte beside xz, and the suites of zero-shot tasks."""
 
 import lzma
 import math
+from collections.abc import Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from model import weights
 from model.data import tokenizer as tokenizers
 from model.data.document import Document
 from model.data.prepare import heldout_documents
-from model.evaluation import homemade
+from model.errors import KodaError
+from model.evaluation import homemade, standard
+from model.evaluation.baselines import Unigram, baselines
+from model.evaluation.figures import Marked, mark
 from model.evaluation.generate import Generator
+from model.evaluation.items import Item, requests
 from model.evaluation.score import Scorer
+from model.evaluation.subject import Subject, open_model
+from model.files import read_json, write_json
 from model.sampling import Sampling
 
+Suite = Literal["standard", "homemade"]
+HOMEMADE = 200  # items of a home-made task where no number is asked for
 
-def evaluate(model: str, base: str, tokens: str, items: int, max_bytes: int) -> dict[str, Any]:
-    """Evaluate the weights in `model`, and for bits per byte also those in `base`; returns the figures."""
-    learned = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
-    documents = heldout_documents(Path(tokens))
+
+def evaluate(
+    model: str, base: str, tokens: str, out: str, items: int, max_bytes: int, standard_items: str, limit: int
+) -> dict[str, Any]:
+    """Evaluate the weights in `model`, and for bits per byte also those in `base`; returns the figures.
+
+    `standard_items` is where the standard suite is read from, at most `limit` items of each task; empty: left out.
+    Below `out`, right.json says which items were right, so that two models can be compared item by item.
+    """
+    folder = Path(tokens)
+    tokenizer = folder / "tokenizer.json"
+    documents = heldout_documents(folder)
     measured = _up_to(documents, max_bytes)
     text = b"".join(document.text.encode() for document in measured)
     xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
-    final, first = weights.load(Path(model)), weights.load(Path(base))
-    scorer = Scorer(final)
-    base_bits = bits_per_byte(Scorer(first), learned, measured)
-    tasks = {name: task_figures(scorer, learned, made) for name, made in homemade.items(documents, items).items()}
-    return {
-        "bits_per_byte": round(base_bits, 4),
+    before = bits_per_byte(*_scorer(open_model(Path(base), tokenizer)), measured)
+    subject, scorer = _scorer(open_model(Path(model), tokenizer))
+    after = bits_per_byte(subject, scorer, measured)
+    unigram = Unigram(folder)
+    made = homemade.items(documents, unigram, items)
+    marked = ask(subject, scorer, made)
+    tasks = {name: one.figures for name, one in marked.items()}
+    for name, one in made.items():
+        tasks[name] |= baselines(one, unigram)
+    figures = {
+        "bits_per_byte": round(_total(before), 4),
         "xz_bits_per_byte": round(xz, 4),
-        "ratio_to_xz": round(base_bits / xz, 4),
-        "bits_per_byte_final": round(bits_per_byte(scorer, learned, measured), 4),
+        "ratio_to_xz": round(_total(before) / xz, 4),
+        "bits_per_byte_final": round(_total(after), 4),
+        "bits_per_byte_by_source": _by_source(folder, before),
         "heldout_bytes": len(text),
         "tasks_above_chance": sum(task["above_chance"] for task in tasks.values()),
         "tasks": tasks,
-        "samples": samples(final, learned),
+        "samples": samples(subject),
     }
+    right = {"homemade": {name: one.right for name, one in marked.items()}}
+    if standard_items:
+        asked = ask(subject, scorer, standard.items(standard.TASKS, standard_items, limit))
+        figures["standard"] = {name: one.figures for name, one in asked.items()}
+        right["standard"] = {name: one.right for name, one in asked.items()}
+    write_json(Path(out) / "right.json", right)
+    return figures
 
 
-def bits_per_byte(scorer: Scorer, tokenizer: Tokenizer, documents: list[Document]) -> float:
-    """Bits that the model needs for the documents and their ends, over the bytes of their UTF-8 text."""
-    end = tokenizers.end_of_text(tokenizer)
-    ids = [end]
-    for encoded in tokenizers.encode_plain(tokenizer, (document.text for document in documents)):
-        ids += [*encoded, end]
-    nats = -float(scorer.stream(np.asarray(ids, np.int32), scorer.context).sum(dtype=np.float64))
-    return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)
+def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> dict[str, list[Item]]:
+    """The items of a suite, all its tasks where `names` is empty. `data` is a folder or `hub` for the standard one, and
+    a run's folder `tokenize` for the home-made one. Raises KodaError for a task that is not in the suite."""
+    known = standard.TASKS if suite == "standard" else homemade.TASKS
+    if unknown := [name for name in names if name not in known]:
+        raise KodaError(f"--tasks {unknown[0]}: the {suite} suite has {', '.join(known)}.")
+    if suite == "standard":
+        return standard.items(names or known, data, limit)
+    made = homemade.items(heldout_documents(Path(data)), Unigram(Path(data)), limit or HOMEMADE)
+    return {name: made[name] for name in names or known}
 
 
-def task_figures(scorer: Scorer, tokenizer: Tokenizer, made: list[homemade.Item]) -> dict[str, Any]:
-    """Accuracy over the items of one task, with its standard error and the level of chance.
+def ask(subject: Subject, scorer: Scorer, items: dict[str, list[Item]]) -> dict[str, Marked]:
+    """Every task's figures; an item that was longer than the context is counted in them."""
+    found = {}
+    for name, made in items.items():
+        before = scorer.truncated
+        marked = mark(made, scorer(requests(subject.encode, subject.prefix, made)))
+        found[name] = marked._replace(figures={**marked.figures, "truncated": scorer.truncated - before})
+    return found
 
-    The likeliest continuation is the answer; an item with one choice counts where every token of it is the likeliest.
-    """
-    if not made:
-        return {"n": 0, "acc": None, "stderr": None, "chance": None, "above_chance": False}
-    requests = [
-        (_ids(tokenizer, context), _ids(tokenizer, continuation))
-        for item in made
-        for context, continuation in zip(item.contexts, item.continuations, strict=True)
-    ]
-    scores = iter(scorer(requests))
-    right = []
-    for item in made:
-        mine = [next(scores) for _ in item.contexts]
-        if len(mine) == 1:
-            right.append(mine[0].greedy)
-        else:
-            right.append(int(np.argmax([score.logprob for score in mine])) == item.gold)
-    accuracy, chance = float(np.mean(right)), float(np.mean([item.chance for item in made]))
-    stderr = math.sqrt(max(accuracy * (1 - accuracy), chance * (1 - chance)) / len(made))
-    return {
-        "n": len(made),
-        "acc": round(accuracy, 4),
-        "stderr": round(stderr, 4),
-        "chance": round(chance, 4),
-        "above_chance": accuracy - chance > 2 * stderr,
-    }
+
+def bits_per_byte(subject: Subject, scorer: Scorer, documents: list[Document]) -> np.ndarray:
+    """`[documents, 2]`: the bits that the model needs for each document and its end, and the bytes of its text."""
+    end = tokenizers.end_of_text(subject.tokenizer)
+    encoded = [[*ids, end] for ids in subject.encode([document.text for document in documents])]
+    flat = np.asarray([end, *(token for ids in encoded for token in ids)], np.int32)
+    nats = -scorer.stream(flat, scorer.context).astype(np.float64)
+    ends = list(accumulate(map(len, encoded)))
+    needed = [nats[a:b].sum() / math.log(2) for a, b in zip([0, *ends], ends, strict=False)]
+    return np.array([[bits, len(document.text.encode())] for bits, document in zip(needed, documents, strict=True)])
+
+
+def _scorer(subject: Subject) -> tuple[Subject, Scorer]:
+    return subject, Scorer(subject.model)
+
+
+def _total(measured: np.ndarray) -> float:
+    bits, size = measured.sum(axis=0)
+    return float(bits / size)
+
+
+def _by_source(tokens: Path, measured: np.ndarray) -> dict[str, float]:
+    """Bits per byte of the documents of each source; nothing for a corpus that was made before sources were noted."""
+    if not (tokens / "heldout/sources.json").is_file():
+        return {}
+    names = [name for name, count in read_json(tokens / "heldout/sources.json") for _ in range(count)]
+    pairs = sorted(zip(names, measured.tolist(), strict=False))
+    found = {name: np.array([row for _, row in group]) for name, group in groupby(pairs, key=lambda pair: pair[0])}
+    return {name: round(_total(rows), 4) for name, rows in found.items()}
 
 
 PROMPTS = ("Return", "The function", "In the year", "This module", "We")
 
 
-def samples(model: weights.Llama, tokenizer: Tokenizer) -> list[dict[str, str]]:
+def samples(subject: Subject) -> list[dict[str, str]]:
     """What the model makes of fixed beginnings with fixed seeds, so that two runs can be read side by side."""
-    generate, stop = Generator(model), tokenizers.end_of_text(tokenizer)
-    return [
-        {
-            "prompt": prompt,
-            "text": tokenizer.decode(
-                list(generate(_ids(tokenizer, prompt), stop, Sampling(limit=60, temperature=0.8, seed=seed)))
-            ),
-        }
+    generate, stop = Generator(subject.model), tokenizers.end_of_text(subject.tokenizer)
+    said = (
+        list(generate(subject.encode([prompt])[0], stop, Sampling(limit=60, temperature=0.8, seed=seed)))
         for seed, prompt in enumerate(PROMPTS)
+    )
+    return [
+        {"prompt": prompt, "text": subject.tokenizer.decode(ids)} for prompt, ids in zip(PROMPTS, said, strict=True)
     ]
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizers.encode_plain(tokenizer, [text])[0]
 
 
 def _up_to(documents: list[Document], limit: int) -> list[Document]:

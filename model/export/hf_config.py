@@ -80,8 +80,9 @@ def from_hf_config(raw: dict[str, Any], where: str) -> LlamaConfig:
 
 def _rope(raw: dict[str, Any], context: int, where: str) -> dict[str, Any]:
     """The rotary part of the shape: transformers 4 and 5 write it under different names."""
-    written = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}
-    theta = raw.get("rope_theta") or written.pop("rope_theta", 10000.0)
+    newer = raw.get("rope_parameters") or {}
+    theta = raw.get("rope_theta") or newer.get("rope_theta") or 10000.0
+    written = dict(raw.get("rope_scaling") or newer)
     written.pop("rope_theta", None)
     kind = written.pop("rope_type", None) or written.get("type") or "default"
     written.pop("type", None)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model.attention import Segments
 from model.data.batches import Batch
 from model.llama import Llama
 from model.training.loss import cross_entropy
@@ -27,7 +28,8 @@ def loss(model: Llama, batch: Batch, count: jax.Array, z_loss: float = 0.0) -> t
 
     With `count` the batch's `trained_tokens`, that is the mean loss per trained token.
     """
-    x_BTD = model.hidden(model.embed(batch.inputs_BT), batch.segments_BT)
+    segments = None if batch.segments_BT is None else Segments(batch.segments_BT)
+    x_BTD = model.hidden(model.embed(batch.inputs_BT), segments)
     plain, trained = cross_entropy(x_BTD, model.head_VD, batch.targets_BT, batch.weights_BT, z_loss)
     return trained / count, plain / count
 

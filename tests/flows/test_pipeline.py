@@ -115,7 +115,7 @@ def test_the_adapter_is_what_peft_loads(finished: Path) -> None:
 
     hf.write(
         finished / "base-hf",
-        weights.load(finished / "checkpoint/weights"),
+        weights.read(finished / "checkpoint/weights"),
         finished / "tokenize/tokenizer.json",
         "float32",
     )

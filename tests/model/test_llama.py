@@ -9,15 +9,15 @@ from flax import nnx
 from transformers import LlamaConfig as HFConfig
 from transformers import LlamaForCausalLM
 
-from model.attention import attend
+from model.attention import Segments, attend
 from model.config import Compute, LlamaConfig
-from model.export.hf import config as hf_config
+from model.export.hf_config import to_hf_config
 from model.export.names import from_hf, to_hf
 from model.llama import Cache, Llama
 
 
 def in_transformers(model: Llama) -> LlamaForCausalLM:
-    theirs = LlamaForCausalLM(HFConfig(**hf_config(model.config, 0, "float32"))).eval()
+    theirs = LlamaForCausalLM(HFConfig(**to_hf_config(model.config, 0, "float32"))).eval()
     tensors = {n: torch.tensor(np.asarray(t)) for n, t in to_hf(nnx.to_pure_dict(nnx.state(model, nnx.Param)))}
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -54,7 +54,7 @@ def test_attention_cannot_see_the_future(model: Llama, tokens: jax.Array) -> Non
 
 
 def test_attention_stays_within_a_segment(model: Llama, tokens: jax.Array) -> None:
-    segments = jnp.array([[1] * 4 + [2] * 8])
+    segments = Segments(jnp.array([[1] * 4 + [2] * 8]))
     x_TD = model.embed(tokens[:1, :12])
     jacobian = jax.jacobian(lambda x: model.hidden(x, segments)[0, 9])(x_TD)[:, 0]
     assert not jacobian[:, :4].any() and not jacobian[:, 10:].any()

@@ -74,11 +74,14 @@ def test_the_tokens_are_those_of_llama_cpp(tokenizer_file: Path, tmp_path: Path)
     from flax import nnx
 
     from model.export import gguf
+    from model.export.about import About
     from model.export.runtimes import LlamaCpp
     from model.llama import Llama
+    from model.weights import stored
     from tests.conftest import SHAPE
 
-    gguf.write(tmp_path / "m.gguf", Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0)), tokenizer_file, "F16", "m")
+    model = stored(Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0)))
+    gguf.write(tmp_path / "m.gguf", model, tokenizer_file, "F16", About("m"))
     server, tokenizer = LlamaCpp(tmp_path / "m.gguf", 64), tokenizers.load(str(tokenizer_file))
     asked = (TALK[:2], TALK[:4], [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}])
     for talk in asked:

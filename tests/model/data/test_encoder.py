@@ -57,14 +57,16 @@ def test_the_ids_are_those_of_transformers_and_llama_cpp(tokenizer_file: Path, t
     from flax import nnx
 
     from model.export import gguf, hf
+    from model.export.about import About
     from model.export.runtimes import HuggingFace, LlamaCpp
     from model.llama import Llama
+    from model.weights import stored
     from tests.conftest import SHAPE
 
     shape = SHAPE.__class__(**{**SHAPE.__dict__, "vocab_size": 512})
     weights = Llama(shape, rngs=nnx.Rngs(0))
-    hf.write(tmp_path / "hf", weights, tokenizer_file, "float32")
-    gguf.write(tmp_path / "model.gguf", weights, tokenizer_file, "F16", "test")
+    hf.write(tmp_path / "hf", stored(weights), tokenizer_file, "float32")
+    gguf.write(tmp_path / "model.gguf", stored(weights), tokenizer_file, "F16", About("test"))
     encoder = Encoder(tokenizers.load(str(tokenizer_file)))
     for runtime in (HuggingFace(tmp_path / "hf"), LlamaCpp(tmp_path / "model.gguf", 64)):
         for text in (*HARD, "abcd" * 25_000):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model.attention import Segments
 from model.data import tokenizer as tokenizers
 from model.data.batches import Batches
 from model.data.conversations import Conversation, conversations
@@ -148,7 +149,7 @@ def test_no_conversation_sees_another_in_its_row(tmp_path: Path, packed: Any) ->
     assert len(set(segments.tolist())) >= 4
 
     def said(x_BTD: jax.Array, segment: int) -> jax.Array:
-        y_TD = model.hidden(x_BTD, jnp.asarray(batch.segments_BT))[0]
+        y_TD = model.hidden(x_BTD, Segments(jnp.asarray(batch.segments_BT)))[0]
         return (y_TD * (segments == segment)[:, None] * jnp.arange(1, y_TD.shape[-1] + 1)).sum()
 
     x_BTD = model.embed(jnp.asarray(batch.inputs_BT))

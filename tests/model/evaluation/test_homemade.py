@@ -1,31 +1,52 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from model.data import docs
+from model.data import tokenizer as tokenizers
 from model.data.document import Document
+from model.data.prepare import heldout_documents, on_this_machine, prepare
+from model.data.recipe import Recipe
 from model.evaluation import homemade
+from model.evaluation.baselines import Unigram, baselines
+from model.evaluation.items import Item
+from tests.model.data.conftest import PLAIN
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
-    return list(docs.topics())
+def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """What the tokenize stage makes of the interpreter's help topics, a third of them held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text").mkdir()
+    for topic in docs.topics():
+        (folder / "text" / f"{topic.name}.txt").write_text(topic.text)
+    changes = {"source": {str(folder / "text"): 1.0}, "tokenizer": str(tokenizer_file), "heldout_fraction": 0.3}
+    prepare(folder, Recipe(**{**PLAIN, **changes}), on_this_machine(1), lambda *_: None)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def made(documents: list[Document]) -> dict[str, list[homemade.Item]]:
-    return homemade.items(documents, 40)
+def unigram(tokens: Path) -> Unigram:
+    return Unigram(tokens)
 
 
-def test_there_are_eight_tasks_with_items(made: dict[str, list[homemade.Item]]) -> None:
+@pytest.fixture(scope="module")
+def made(tokens: Path, unigram: Unigram) -> dict[str, list[Item]]:
+    return homemade.items(heldout_documents(tokens), unigram, 60)
+
+
+def test_there_are_eight_tasks_with_items(made: dict[str, list[Item]]) -> None:
     assert len(made) == 8
-    assert {name: len(items) for name, items in made.items()} == dict.fromkeys(made, 40)
+    assert all(len(items) >= 30 for items in made.values()), {name: len(items) for name, items in made.items()}
 
 
-def test_the_same_text_gives_the_same_items(documents: list[Document], made: dict[str, list[homemade.Item]]) -> None:
-    assert homemade.items(documents, 40) == made
+def test_the_same_text_gives_the_same_items(tokens: Path, made: dict[str, list[Item]]) -> None:
+    assert homemade.items(heldout_documents(tokens), Unigram(tokens), 60) == made
 
 
-def test_items_are_well_formed(documents: list[Document], made: dict[str, list[homemade.Item]]) -> None:
-    texts = " ".join(document.text for document in documents)
+def test_items_are_well_formed(tokens: Path, made: dict[str, list[Item]]) -> None:
+    texts = " ".join(document.text for document in heldout_documents(tokens))
     for name, items in made.items():
         for item in items:
             assert len(item.contexts) == len(item.continuations) > item.gold >= 0, name
@@ -37,17 +58,46 @@ def test_items_are_well_formed(documents: list[Document], made: dict[str, list[h
                 assert item.contexts[0] + item.continuations[item.gold] in texts, name
 
 
-def test_the_right_answer_has_no_place_of_its_own(made: dict[str, list[homemade.Item]]) -> None:
-    """A model that always takes the first choice, or the longest, is not far above chance."""
-    for name in ("ending", "word", "word_here", "order", "source"):
-        items = made[name]
-        first = sum(item.gold == 0 for item in items) / len(items)
-        lengths = [[len(text) for text in item.continuations] for item in items]
-        longest = sum(n.index(max(n)) == item.gold for n, item in zip(lengths, items, strict=True)) / len(items)
+def test_nothing_that_is_asked_was_trained_on(tokens: Path, made: dict[str, list[Item]]) -> None:
+    """Every context stands in a held-out document, and in no document of the training part."""
+    held = {document.name for document in heldout_documents(tokens)}
+    files = {str(path): path.read_text() for path in (tokens / "text").iterdir()}
+    learned = [text for name, text in files.items() if name not in held]
+    assert len(held) + len(learned) == len(files) and len(learned) > 20
+    for name, items in made.items():
+        for item in items:
+            context = item.contexts[item.gold].partition("\nQuestion: ")[0]
+            assert any(context in document.text for document in heldout_documents(tokens)), name
+            assert not any(context in text for text in learned), name
+
+
+def test_length_and_frequency_alone_are_at_chance(made: dict[str, list[Item]], unigram: Unigram) -> None:
+    """Three standard errors of luck; of two baselines on seven tasks one would leave that in a run of thirty."""
+    for name, items in made.items():
+        if name == "last_word":
+            assert baselines(items, unigram) == {"longest": None, "unigram": None}
+            continue
         chance = items[0].chance
         margin = 3 * (chance * (1 - chance) / len(items)) ** 0.5
-        assert abs(first - chance) < margin and longest - chance < margin, name
+        for kind, accuracy in baselines(items, unigram).items():
+            assert accuracy is not None and abs(accuracy - chance) < margin, (name, kind, accuracy)
+        first = sum(item.gold == 0 for item in items) / len(items)
+        assert abs(first - chance) < margin, name
 
 
-def test_too_little_text_gives_fewer_items() -> None:
-    assert all(not items for items in homemade.items([Document("a", "Only a few words.")], 10).values())
+def test_a_baseline_sees_what_could_be_won_by_it(unigram: Unigram) -> None:
+    """Frequent against rare, long against short: were items made so, the baselines would say it."""
+    items = [Item(["It is"] * 2, [" the", " qzx"], 0, 0.5), Item(["It is"] * 2, [" a very long answer", " a"], 0, 0.5)]
+    assert baselines(items[:1], unigram)["unigram"] == 1.0 and baselines(items[1:], unigram)["longest"] == 1.0
+    same = [Item(["x"] * 4, [" a"] * 4, 0, 0.25)]
+    assert baselines(same, unigram) == {"longest": 0.25, "unigram": 0.25}
+
+
+def test_too_little_text_gives_fewer_items(unigram: Unigram) -> None:
+    assert all(not items for items in homemade.items([Document("a", "Only a few words.")], unigram, 10).values())
+
+
+def test_a_unigram_is_a_distribution(unigram: Unigram, tokenizer_file: Path) -> None:
+    assert np.exp(unigram.logprobs_V).sum() == pytest.approx(1.0)
+    ids = tokenizers.encode_plain(tokenizers.load(str(tokenizer_file)), [" the"])[0]
+    assert unigram(" the") == pytest.approx(unigram.logprobs_V[ids].sum())

@@ -1,0 +1,177 @@
+"""The standard suite agrees with lm-evaluation-harness, and says which item cannot be asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import weights
+from model.errors import KodaError
+from model.evaluation import standard
+from model.evaluation.figures import average
+from model.evaluation.score import Scorer
+from model.evaluation.subject import open_model
+from model.evaluation.suite import ask
+from model.export import gguf, hf, mlx
+from model.export.about import About
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, made: Path, tokenizer_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    hf.write(folder, weights.read(made / "weights"), tokenizer_file, "auto")
+    return folder
+
+
+@pytest.fixture
+def quiet_harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Offline, and with its caches in a folder of the test's."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+def test_the_harness_gives_the_same_figures_on_the_export_and_on_the_weights(
+    made: Path, tokenizer_file: Path, exported: Path, standard_items: Path, quiet_harness: Path
+) -> None:
+    """All eight tasks; the harness asks transformers with the Hugging Face export, and Koda's own weights in JAX.
+
+    Items longer than the model's context of 128 are among them, and are cut as the harness cuts them. To within one
+    item of twenty: two choices that are equally likely to float32's rounding may fall either way.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    from model.evaluation.harness import KodaLM, results
+
+    subject = open_model(made / "weights", tokenizer_file)
+    items = standard.items(standard.TASKS, str(standard_items))
+    ours = ask(subject, Scorer(subject.model), items)
+    assert list(ours) == list(standard.TASKS) and sum(one.figures["truncated"] for one in ours.values()) > 5
+    peers = {
+        "the export in transformers": HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=8),
+        "the weights in JAX": KodaLM(subject),
+    }
+    for peer, model in peers.items():
+        theirs = results(model, standard_items, quiet_harness)
+        for name, one in ours.items():
+            for metric in ("acc", "acc_norm"):
+                expected, found = theirs[name].get(metric), one.figures[metric]
+                assert (expected is None) == (found is None), (peer, name, metric)
+                assert found is None or abs(found - expected) <= 1 / 20 + 1e-3, (peer, name, metric)
+            if name == "lambada_openai":
+                assert one.figures["perplexity"] == pytest.approx(theirs[name]["perplexity"], rel=5e-3)
+
+
+def test_the_harness_can_have_koda_generate(made: Path, tokenizer_file: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from model.evaluation.generate import Generator
+    from model.evaluation.harness import KodaLM
+    from model.sampling import Sampling
+
+    subject = open_model(made / "weights", tokenizer_file)
+    said = list(Generator(subject.model)(subject.encode(["The "])[0], subject.prefix, Sampling(limit=20)))
+    whole = subject.tokenizer.decode(said)
+    stop = whole[len(whole) // 2 :][:3]
+    requests = [
+        Instance("generate_until", {}, ("The ", {"until": until, "max_gen_toks": 20}), 0) for until in ([], [stop])
+    ]
+    assert KodaLM(subject).generate_until(requests) == [whole, whole.partition(stop)[0]]
+
+
+def test_every_form_of_one_model_is_the_same_subject(
+    made: Path, tokenizer_file: Path, exported: Path, tmp_path: Path, standard_items: Path
+) -> None:
+    """Weights, Hugging Face, GGUF and MLX in half precision: the same answers, but for what rounding decides."""
+    stored = weights.read(made / "weights")
+    gguf.write(tmp_path / "m.gguf", stored, tokenizer_file, "F16", About("m"))
+    mlx.write(tmp_path / "mlx", exported, "fp16")
+    items = standard.items(["arc_easy", "winogrande"], str(standard_items))
+    found = []
+    for path in (made / "weights", exported, tmp_path / "m.gguf", tmp_path / "mlx"):
+        subject = open_model(path, tokenizer_file)
+        found.append({name: one.figures["acc"] for name, one in ask(subject, Scorer(subject.model), items).items()})
+    assert found[0] == found[1]
+    assert all(abs(other[name] - found[0][name]) <= 1 / 20 + 1e-9 for other in found[2:] for name in other)
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "arc_easy": {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
+    "hellaswag": {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"},
+    "winogrande": {"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "2"},
+    "piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 1},
+    "boolq": {"passage": "p", "question": "q", "label": 0},
+    "lambada_openai": {"text": "some words here"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("arc_easy", {"question": None}, "there is no column 'question'; it has choices, answerKey"),
+        ("arc_easy", {"answerKey": "E"}, "the gold label is 'E', and the choices are A, B"),
+        ("arc_easy", {"choices": {"text": ["a", " "], "label": ["A", "B"]}}, "choice 1 is empty"),
+        ("arc_easy", {"choices": 7}, "'int' object"),
+        ("hellaswag", {"label": "4"}, "the gold label is 4, and there are 2 choices"),
+        ("hellaswag", {"label": ""}, "the gold label is '', and not a number"),
+        ("winogrande", {"answer": "3"}, "the gold label is -1"),
+        ("winogrande", {"sentence": "no gap"}, "has no `_`"),
+        ("piqa", {"label": -1}, "the gold label is -1"),
+        ("piqa", {"sol2": ""}, "choice 1 is empty"),
+        ("boolq", {"label": 2}, "the gold label is 2"),
+        ("lambada_openai", {"text": "word"}, "the text has no last word"),
+    ],
+)
+def test_an_item_that_cannot_be_asked_is_named_by_its_number(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    bad = {key: value for key, value in {**GOOD[name], **changes}.items() if value is not None}
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (GOOD[name], GOOD[name], bad)))
+    with pytest.raises(KodaError, match=f"{name}.jsonl, item 2: .*{message}"):
+        standard.items([name], str(tmp_path))
+    assert len(standard.items([name], str(tmp_path), limit=2)[name]) == 2
+
+
+def test_what_is_no_row_or_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(KodaError, match=r"holds none of arc_easy\.jsonl, piqa\.jsonl"):
+        standard.items(["arc_easy", "piqa"], str(tmp_path))
+    (tmp_path / "piqa.jsonl").write_text("{}\n")
+    with pytest.raises(KodaError, match="item 0: there is no column"):
+        standard.items(["arc_easy", "piqa"], str(tmp_path))
+    (tmp_path / "piqa.jsonl").write_text("[1]\n")
+    with pytest.raises(KodaError, match="item 0: not a row"):
+        standard.items(["piqa"], str(tmp_path))
+    (tmp_path / "piqa.jsonl").write_text("{\n")
+    with pytest.raises(KodaError, match="item 0: not JSON"):
+        standard.items(["piqa"], str(tmp_path))
+    (tmp_path / "piqa.jsonl").write_text("")
+    with pytest.raises(KodaError, match="not one item"):
+        standard.items(["piqa"], str(tmp_path))
+
+
+def test_a_tokenizer_of_another_model_is_refused(exported: Path, tmp_path: Path) -> None:
+    from model.data import tokenizer as tokenizers
+
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tokenizers.train(iter(["other words altogether, and many of them: " * 3, *map(str, range(4000))]), 700).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    with pytest.raises(KodaError, match="its tokenizer has 700 entries, the model 512"):
+        open_model(tmp_path)
+
+
+def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(KodaError, match="is no model"):
+        open_model(tmp_path)
+
+
+def test_the_average_is_of_the_tasks_with_choices() -> None:
+    tasks = {
+        "a": {"n": 9, "acc": 0.5, "acc_norm": 0.3, "perplexity": None},
+        "b": {"n": 9, "acc": 0.5, "acc_norm": None, "perplexity": None},
+        "c": {"n": 9, "acc": 0.9, "acc_norm": None, "perplexity": 12.0},
+    }
+    assert average(tasks) == 0.4 and average({"c": tasks["c"]}) is None

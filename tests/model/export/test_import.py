@@ -1,0 +1,215 @@
+"""Other people's models: read, written again unchanged, and refused by name where Koda computes something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model import weights
+from model.errors import KodaError
+from model.export import adopt, gguf, hf, mlx, tensors
+from model.export.about import About
+from model.files import read_json, write_json
+
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 96,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 12345.0,
+}
+
+
+def theirs(folder: Path, dtype: str = "float32", shard: str = "5GB", **changes: Any) -> LlamaForCausalLM:
+    """A random model as transformers itself saves it."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})).to(getattr(torch, dtype)).eval()
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in tensors.files(folder) for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard", ["5GB", "100KB"])
+def test_a_model_comes_back_out_unchanged(
+    tmp_path: Path, tokenizer_file: Path, dtype: str, tied: bool, shard: str
+) -> None:
+    """Through Koda's own folder of weights: every tensor to the bit, in its type, and the shape that it had."""
+    theirs(tmp_path / "theirs", dtype, shard, tie_word_embeddings=tied)
+    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shard == "100KB")
+    figures = adopt.adopt(str(tmp_path / "theirs"), str(tokenizer_file), str(tmp_path / "weights"))
+    assert figures["dtype"] == dtype
+    back = weights.read(tmp_path / "weights")
+    hf.write(tmp_path / "ours", back, tokenizer_file, "auto", shard=100_000 if shard == "100KB" else tensors.SHARD)
+    before, after = all_tensors(tmp_path / "theirs"), all_tensors(tmp_path / "ours")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    config = read_json(tmp_path / "ours/config.json")
+    asked = {**SHAPE, "tie_word_embeddings": tied, "dtype": dtype}
+    assert {name: config[name] for name in asked} == asked
+    reopened = LlamaForCausalLM.from_pretrained(tmp_path / "ours")
+    assert reopened.config.rope_parameters["rope_theta"] == 12345.0
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500.0},
+        {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 24},
+    ],
+)
+def test_logits_are_theirs(tmp_path: Path, rope: dict[str, Any]) -> None:
+    model = theirs(tmp_path, rope_parameters=rope, initializer_range=0.1)
+    ids = np.arange(3, 93)[None]
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(np.asarray(weights.network(hf.read(tmp_path))(ids)), expected, atol=1e-4)
+
+
+def changed(folder: Path, **fields: Any) -> None:
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias = True is not in Koda's network"),
+        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not in Koda's network, which has hidden_act = 'silu'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling of kind 'llama3' is not known"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling of kind 'dynamic' is not known"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast = 16 is not known"),
+        ({"head_dim": 32}, "head_dim = 32 is not in Koda's network"),
+        ({"model_type": "mistral"}, "the model is mistral/LlamaForCausalLM; Koda reads LlamaForCausalLM"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight is missing"),
+        ({"intermediate_size": 64}, r"gate_proj\.weight is \(128, 64\), config.json says \(64, 64\)"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ has no place"),
+    ],
+)
+def test_what_koda_cannot_represent_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    theirs(tmp_path)
+    changed(tmp_path, **fields)
+    with pytest.raises(KodaError, match=message):
+        hf.read(tmp_path)
+
+
+def test_biases_are_refused_though_config_json_does_not_speak_of_them(tmp_path: Path) -> None:
+    theirs(tmp_path, attention_bias=True)
+    changed(tmp_path, attention_bias=False)
+    with pytest.raises(KodaError, match=r"self_attn\.\w_proj\.bias has no place"):
+        hf.read(tmp_path)
+
+
+def test_pickled_and_broken_files_are_not_opened(tmp_path: Path, tokenizer_file: Path) -> None:
+    theirs(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(KodaError, match=r"model\.safetensors cannot be read as safetensors"):
+        hf.read(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(KodaError, match="pickled and not opened"):
+        hf.read(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
+    theirs(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    held["model.norm.weight"][3] = float("nan")
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
+        adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
+
+
+def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
+    theirs(tmp_path, vocab_size=500)
+    with pytest.raises(KodaError, match="its tokenizer has 512 entries, its embedding 500 rows"):
+        adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
+
+
+def relative_errors(expected: weights.Stored, found: weights.Stored) -> float:
+    """The largest of any tensor."""
+    pairs = zip(jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True)
+    return max(float(np.linalg.norm(np.float32(b) - a) / np.linalg.norm(a)) for a, b in pairs)
+
+
+# Half a step, relative to the number (11 and 8 bits of mantissa) or to the largest of 32 numbers or a group of 64.
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [("F32", 0), ("F16", 2**-11), ("BF16", 2**-8), ("Q8_0", 0.01), ("fp16", 2**-11), ("8bit", 0.01), ("4bit", 0.2)],
+)
+def test_exports_read_back_are_the_model_but_for_rounding(
+    made: Path, tokenizer_file: Path, tmp_path: Path, kind: str, most: float
+) -> None:
+    model = weights.read(made / "weights")
+    if kind in gguf.TYPES:
+        gguf.write(tmp_path / "m.gguf", model, tokenizer_file, kind, About("m", "me", "mit", "https://x", ("a", "b")))
+        back = gguf.read(tmp_path / "m.gguf")
+        reader = gguf.opened(tmp_path / "m.gguf")
+        told = [gguf.value(reader, f"general.{key}") for key in ("name", "author", "license", "url", "dataset.1.name")]
+        assert told == ["m", "me", "mit", "https://x", "b"]
+    else:
+        hf.write(tmp_path / "hf", model, tokenizer_file, "auto")
+        mlx.write(tmp_path / "mlx", tmp_path / "hf", kind)
+        back = mlx.read(tmp_path / "mlx")
+        for name in mlx.TOKENIZER_FILES:
+            assert (tmp_path / "mlx" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    assert back.config == model.config
+    assert (most / 100 if most else 0) <= relative_errors(model, back) <= most
+
+
+def test_a_gguf_files_tokenizer_read_back_is_the_same(made: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    from model.data import tokenizer as tokenizers
+    from model.data.encoder import HARD
+    from model.export import gguf_tokenizer
+
+    gguf.write(tmp_path / "m.gguf", weights.read(made / "weights"), tokenizer_file, "F16", About("m"))
+    back = gguf_tokenizer.read(gguf.opened(tmp_path / "m.gguf"), tmp_path / "m.gguf")
+    ours = tokenizers.load(str(tokenizer_file))
+    assert tokenizers.encode_plain(back, HARD) == tokenizers.encode_plain(ours, HARD)
+    assert tokenizers.end_of_text(back) == tokenizers.end_of_text(ours)
+
+
+def test_an_imported_model_runs_through_the_other_stages(
+    tmp_path: Path, tokenizer_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """koda import and koda run --from sft, as commands; what is not fine-tuned comes out as it went in."""
+    from tests.flows.test_cli import koda
+
+    theirs(tmp_path / "theirs", "bfloat16")
+    (tmp_path / "theirs/tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    (tmp_path / "text").mkdir()
+    for number, start in enumerate(range(0, 80_000, 4_000)):
+        (tmp_path / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
+    rows = ({"instruction": f"Say {n}", "context": "", "response": "Yes."} for n in range(50))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = ["tokenize.source=text", "tokenize.heldout_fraction=0.2", "sft.source=rows.jsonl", "sft.steps=0"]
+    sets += ["extend.factor=1", "sft.answer_limit=5", "convert.mlx=[]", 'convert.gguf=["BF16"]']
+    given = [part for text in sets for part in ("--set", text)]
+    done = koda("import", "theirs", "--name", "other", *given, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "koda run --name other --from sft" in done.stdout
+    done = koda("run", "--name", "other", "--from", "sft", "--until", "convert", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = all_tensors(tmp_path / "theirs"), all_tensors(tmp_path / "runs/other/convert/hf")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # bfloat16 is written as it is: both files hold the model's own numbers. llama.cpp rounds what it multiplies with
+    # them to bfloat16 too; transformers was asked to compute in float32.
+    back = gguf.read(tmp_path / "runs/other/convert/gguf/other-BF16.gguf")
+    assert relative_errors(weights.read(tmp_path / "runs/other/extend/weights"), back) == 0
+    assert read_json(tmp_path / "runs/other/convert/parity.json")["hf"]["kl_divergence"] < 1e-8
