@@ -19,7 +19,6 @@ from model.files import read_json
 from model.llama import Llama
 from model.weights import Stored
 
-
 PARAMS = "params/"  # what a checkpoint calls the weights in it
 
 
