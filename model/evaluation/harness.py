@@ -92,8 +92,10 @@ class KodaLM(TemplateLM):
 
 
 def local_tasks(data: Path, cache: Path) -> list[ConfigurableTask]:
-    """The harness's own tasks over the items in `data`, NAME.jsonl for as many of them as there are; `cache` is a folder
-    for what `datasets` makes of these."""
+    """The harness's own tasks over the items in `data`, NAME.jsonl for as many of them as there are.
+
+    `cache` is a folder for what `datasets` makes of these.
+    """
     root, found = Path(lm_eval.tasks.__file__).parent, []
     for name, definition in DEFINITIONS.items():
         file = data / f"{name}.jsonl"
