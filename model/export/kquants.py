@@ -1,6 +1,7 @@
 """llama.cpp's K-quants (Q4_K_M and its kin), made by llama.cpp's own quantiser from a GGUF file."""
 
 from pathlib import Path
+from typing import Any
 
 from model.errors import KodaError
 from model.files import finished
@@ -9,7 +10,7 @@ KINDS = ("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M")
 SUPERBLOCK = 256  # weights of a row that share their scales; rows of another length are stored otherwise, silently
 
 
-def library() -> object:
+def library() -> Any:
     """The extra `kquants`. Raises KodaError where it is not installed."""
     try:
         import llama_cpp
@@ -24,9 +25,7 @@ def library() -> object:
 
 def write(path: Path, source: Path, kind: str) -> None:
     """Quantise the GGUF file `source`, which is F32, F16 or BF16, to `path`. Raises KodaError where that fails."""
-    import llama_cpp
-
-    library()
+    llama_cpp = library()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     params.nthread = 0  # as many as there are cores
