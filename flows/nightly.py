@@ -1,16 +1,28 @@
-"""Scheduled evaluation of a run's model."""
+"""Scheduled evaluation of the newest weights."""
+
+from typing import Annotated
 
 from prefect import flow
+from pydantic import Field
 
-from tasks.nightly import measure
+from flows.config import load
+from tasks.nightly import measure, run_to_measure
 
 
 @flow(name="koda", flow_run_name="nightly {name}", validate_parameters=False)
-def nightly_eval(name: str = "tiny", items: int = 200) -> None:
-    """Evaluate the run's final model again, and add a line to runs/<name>/nightly.jsonl.
+def nightly_eval(
+    name: str = "",
+    memory_gb: Annotated[float, Field(gt=0)] = 16.0,
+    wait_hours: Annotated[float, Field(ge=0)] = 6.0,
+) -> None:
+    """Evaluate a run's newest checkpoint, or its published model, compare with the nights before, and fail where it is
+    significantly worse. Adds a line to runs/<name>/nightly/history.jsonl. What is asked stands in the run's own
+    settings, section evaluate.
 
     Args:
-        name: the run.
-        items: items of each home-made task.
+        name: the run; empty: the one in training, or else the one that was begun last.
+        memory_gb: memory that the evaluation may take, in GB; a training beside it keeps the rest.
+        wait_hours: how long it waits for a free GPU, where the machine has any.
     """
-    measure(name, items)
+    folder = run_to_measure(name)
+    measure(folder, load("", run=folder).evaluate, memory_gb, wait_hours)

@@ -134,6 +134,18 @@ def hold(path: Path, what: str, seconds: float = 1.0) -> IO[str]:
     return file
 
 
+def held(path: Path) -> bool:
+    """Does another process hold this lock?"""
+    try:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def disk_full(error: Exception) -> bool:
     """Did a write fail for want of room, here or in a process whose last words these are?"""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

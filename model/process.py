@@ -1,10 +1,13 @@
 """Call one function of this project in a process of its own: `python -m model.process CALL.json`.
 
 The file says `{"function": "model.evaluation.suite:evaluate", "arguments": {…}, "result": PATH}`; what the function
-returns is written to PATH as JSON.
+returns is written to PATH as JSON. With `"background_gb"`, the process keeps out of the way of all others.
 """
 
+import contextlib
 import importlib
+import os
+import resource
 import sys
 from pathlib import Path
 
@@ -13,14 +16,31 @@ from model.files import read_json, write_json
 from model.training.protocol import UNUSABLE, die_with_parent
 
 
+def keep_back(gigabytes: float) -> None:
+    """Take idle processors only, so much memory at most, and be the first to go where none is left (Linux)."""
+    os.nice(10)
+    size = int(gigabytes * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def main() -> int:
     die_with_parent()
     call = read_json(Path(sys.argv[1]))
     module, name = call["function"].split(":")
+    if call["background_gb"]:
+        keep_back(call["background_gb"])
     try:
         result = getattr(importlib.import_module(module), name)(**call["arguments"])
     except KodaError as error:
         print(f"koda: {error}", file=sys.stderr)
+        return UNUSABLE
+    except (MemoryError, RuntimeError) as error:
+        bound = call["background_gb"]
+        if not bound or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        print(f"koda: {name} needs more memory than the {bound:g} GB that it may take.", file=sys.stderr)
         return UNUSABLE
     write_json(Path(call["result"]), result)
     return 0

@@ -1,32 +1,186 @@
-"""The nightly evaluation: a run's final model, measured again, with its history."""
+"""The nightly evaluation: a run's newest weights beside those of the nights before, without disturbing a training."""
 
+import hashlib
+import json
+import shutil
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import KodaError
-from model.training.protocol import append
-from tasks.evaluate import Evaluate, evaluate
+from model.evaluation.regression import Compared, compare
+from model.files import CHECKSUMS, checksums, finished, held, hold, link, sha256
+from model.training.protocol import CHECKPOINTS, append, lines
+from tasks import artifacts
+from tasks.devices import await_free
+from tasks.evaluate import Evaluate
 from tasks.progress import say
-from tasks.run import folder_of, read_built
+from tasks.run import RECORD, existing, read_built, root, versions
 from tasks.stage import worth_retrying
+from tasks.supervise import call
+from tasks.train import newest_step
+
+FOLDER, HISTORY, PICTURE = "nightly", "history.jsonl", "history.png"
+VERSION = 1  # of what a night measures: nights of another one are not compared
+
+
+class Newest(NamedTuple):
+    """The newest weights of a run."""
+
+    kind: str  # `checkpoint` or `published`; one is not compared with the other, which has learned to answer
+    what: str
+    path: Path
+    digest: str  # tells these weights from any others
+
+
+def newest(run: Path) -> Newest | None:
+    """The last checkpoint of a pretraining that is not done, or else what was published; None: neither yet."""
+    if not (run / "pretrain" / RECORD).is_file():
+        step = newest_step(run / "pretrain")
+        path = run / "pretrain" / CHECKPOINTS / str(step)
+        return Newest("checkpoint", f"step {step:,}", path, sha256(path / "COMMIT.json")) if step else None
+    path = run / "publish/hf"
+    if not (path / CHECKSUMS).is_file():
+        return None
+    weights = [digest for file, digest in checksums(path / CHECKSUMS).items() if file.endswith(".safetensors")]
+    return Newest("published", "the published model", path, _digest(weights))
+
+
+def run_to_measure(name: str) -> Path:
+    """The folder of the run `name`; of any run, where none is named: one in training comes before one that is done, and
+    the newer before the older. Raises KodaError where nothing is there to be measured."""
+    if name:
+        folders = [existing(name)]
+    else:
+        folders = sorted((path.parent for path in root().glob("*/run.toml")), key=_recent, reverse=True)
+    for folder in folders:
+        if newest(folder) is not None:
+            return folder
+    what = f"run {name!r} has" if name else f"no run in {root()} has"
+    raise KodaError(f"{what} neither a checkpoint nor a published model yet: there is nothing to evaluate.")
+
+
+def _recent(run: Path) -> tuple[bool, float]:
+    training = not (run / "pretrain" / RECORD).is_file() and held(run / ".lock")
+    return training, (run / "run.toml").stat().st_mtime
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=60, retry_condition_fn=worth_retrying)
-def measure(name: str, items: int) -> dict[str, Any]:
-    """Evaluate the run's final model in a process of its own and record the figures."""
-    folder = folder_of(name)
-    built = {stage: read_built(folder, stage) for stage in ("tokenize", "checkpoint", "extend")}
-    if missing := [stage for stage, found in built.items() if found is None]:
-        raise KodaError(f"run {name!r} has no {missing[0]} yet: there is nothing to evaluate. `koda run` makes it.")
-    out = folder / "nightly"
-    out.mkdir(exist_ok=True)
-    figures = evaluate.body(out, Evaluate(items=items), built["extend"], built["checkpoint"], built["tokenize"])
-    append(folder / "nightly.jsonl", {"time": time.time(), "figures": figures})
-    rows = [{"task": task_, **f} for task_, f in figures["tasks"].items()]
-    create_table_artifact(rows, key=f"nightly-{name.lower().replace('_', '-').replace('.', '-')}")
-    say(f"{name}: {figures['bits_per_byte']} bits per byte, {figures['tasks_above_chance']} tasks above chance")
-    return figures
+def measure(run: Path, settings: Evaluate, memory_gb: float, wait_hours: float) -> list[Compared]:
+    """Measure a run's newest weights and add them to its history; weights that were the last night's are not again.
+
+    Returns the comparisons with the last night and with the best. Raises KodaError for a significant regression: what
+    was measured is in the history all the same.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    with hold(folder / ".lock", f"{folder}"):
+        subject, tokens = newest(run), read_built(run, "tokenize")
+        if subject is None or tokens is None:
+            raise KodaError(f"{run} has no weights yet: there is nothing to evaluate.")
+        on = _digest(VERSION, subject.kind, tokens.key, settings.decisive())
+        nights = [night for night in lines(folder / HISTORY) if night["on"] == on]
+        same = {"weights": subject.digest, "versions": versions()}
+        if nights and nights[-1] | same == nights[-1]:
+            say(f"{run.name}: {subject.what} was measured {_when(nights[-1])}, and nothing has come since")
+            return []
+        environment = await_free(wait_hours)
+        with _kept(subject, run, folder) as path:
+            found = call(
+                "model.evaluation.suite:measure",
+                folder / "nightly.log",
+                environment=environment,
+                background_gb=memory_gb,
+                model=path,
+                tokens=tokens.folder,
+                items=settings.items,
+                max_bytes=settings.max_bytes,
+                standard_items=settings.standard,
+                limit=settings.standard_items,
+            )
+        tonight = {"time": time.time(), "what": subject.what, "on": on, **same, **found}
+        compared = against(nights, tonight)
+        tonight["worse"] = sorted({row.measure for rows in compared.values() for row in worse(rows)})
+        append(folder / HISTORY, tonight)
+    show(run, [*nights, tonight], compared)
+    verdict(run.name, subject.what, compared)
+    return [row for rows in compared.values() for row in rows]
+
+
+def against(nights: list[dict[str, Any]], tonight: dict[str, Any]) -> dict[str, list[Compared]]:
+    """Tonight's figures beside the last night's, and the best night's, which is that of the fewest bits per byte."""
+    if not nights:
+        return {}
+    best = min(nights, key=lambda night: night["figures"]["bits_per_byte"])
+    found = {f"the last ({_when(nights[-1])})": compare(nights[-1], tonight)}
+    if best is not nights[-1]:
+        found[f"the best ({_when(best)})"] = compare(best, tonight)
+    return found
+
+
+def worse(rows: list[Compared]) -> list[Compared]:
+    return [row for row in rows if row.worse]
+
+
+def verdict(name: str, what: str, compared: dict[str, list[Compared]]) -> None:
+    """Raises KodaError with the table where anything is significantly worse."""
+    flagged = [
+        f"  {row.measure:<22} {row.before:>8.4f} → {row.now:.4f}   p = {row.p:.1e}   than {beside}"
+        for beside, rows in compared.items()
+        for row in worse(rows)
+    ]
+    if flagged:
+        raise KodaError("\n".join([f"{name}, {what}: worse than it was, and not by luck:", *flagged]))
+
+
+def show(run: Path, nights: list[dict[str, Any]], compared: dict[str, list[Compared]]) -> None:
+    """A line in the log, and on the run's page the table of tonight and the picture of all nights."""
+    from tasks.plots import history, png
+
+    tonight = nights[-1]
+    say(f"{run.name}: {tonight['what']}: {tonight['figures']['bits_per_byte']:.4f} bits per byte; night {len(nights)}")
+    picture = run / FOLDER / PICTURE
+    with finished(picture, "wb") as file:
+        file.write(png(history(nights)))
+    rows: dict[str, dict[str, Any]] = {"bits per byte": {"tonight": tonight["figures"]["bits_per_byte"]}}
+    for suite in ("tasks", "standard"):
+        for name, figures in tonight["figures"].get(suite, {}).items():
+            if figures["n"]:
+                of = f"{name}, accuracy"
+                rows[of] = {"tonight": figures["acc"] if figures["acc_norm"] is None else figures["acc_norm"]}
+                rows[of] |= {"± s.e.": figures["stderr"], "chance": figures["chance"]}
+    for beside, found in compared.items():
+        for row in found:
+            rows[row.measure] |= {beside: row.before, f"p, {beside}": f"{row.p:.2g}{' WORSE' if row.worse else ''}"}
+    name = artifacts.key("nightly", run.name)
+    about = f"{run.name}, {tonight['what']}"
+    artifacts.table(name, [{"measure": measure, **row} for measure, row in rows.items()], about)
+    artifacts.picture(f"{name}-history", picture, f"{run.name}: every night so far")
+
+
+@contextmanager
+def _kept(subject: Newest, run: Path, folder: Path) -> Iterator[Path]:
+    """The weights under names of their own while they are read: a training that goes on removes its old checkpoints."""
+    place = folder / ".subject"
+    shutil.rmtree(place, ignore_errors=True)
+    path = place / subject.path.parent.name / subject.path.name
+    try:
+        link(subject.path, path)
+        if subject.path.parent.name == CHECKPOINTS:  # whose shape the training's job says
+            shutil.copyfile(run / "pretrain/job.json", place / "job.json")
+        yield path
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _when(night: dict[str, Any]) -> str:
+    return time.strftime("%d %b %H:%M", time.localtime(night["time"]))

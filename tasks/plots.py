@@ -2,6 +2,7 @@
 
 import io
 import re
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,11 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+
+from model.evaluation.figures import average
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#9566c0", "#8a94a3"
 INK = "#123456"  # stands for the page's own text colour, and is replaced by it
@@ -19,6 +24,11 @@ INK = "#123456"  # stands for the page's own text colour, and is replaced by it
 def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
     figure.patch.set_alpha(0)
+    _paper(axes)
+    return figure, axes
+
+
+def _paper(axes: Axes) -> None:
     axes.patch.set_alpha(0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -26,7 +36,6 @@ def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
         axes.spines[side].set_color(GREY)
     axes.tick_params(colors=INK)
     axes.grid(color=GREY, alpha=0.2)
-    return figure, axes
 
 
 def _svg(figure: Figure) -> str:
@@ -49,7 +58,7 @@ def png(figure: Figure) -> bytes:
     """A picture for pages that take no SVG, in grey ink that reads on light and dark."""
     buffer = io.BytesIO()
     for text in figure.findobj(matplotlib.text.Text):
-        if str(text.get_color()) == INK:
+        if same_color(text.get_color(), INK):
             text.set_color(GREY)
     for axes in figure.axes:
         axes.tick_params(colors=GREY)
@@ -108,3 +117,24 @@ def bars(tasks: dict[str, dict[str, Any]]) -> str:
     _labels(axes, "", "%")
     axes.legend(frameon=False, labelcolor=INK, ncols=2, loc="upper left")
     return _svg(figure)
+
+
+def history(nights: list[dict[str, Any]]) -> Figure:
+    """Bits per byte and the average of the tasks, night by night; nights with a regression in another colour."""
+    figure, both = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True, layout="constrained")
+    figure.patch.set_alpha(0)
+    times = [datetime.fromtimestamp(night["time"]) for night in nights]
+    flagged = [number for number, night in enumerate(nights) if night["worse"]]
+    bits = [night["figures"]["bits_per_byte"] for night in nights]
+    averages = [100 * (average(night["figures"]["tasks"]) or 0) for night in nights]
+    for axes, values, label in zip(both, (bits, averages), ("bits per byte", "average of the tasks, %"), strict=True):
+        _paper(axes)
+        axes.plot(times, values, "o-", color=BLUE, linewidth=1, markersize=4)
+        if flagged:
+            marked = [times[n] for n in flagged], [values[n] for n in flagged]
+            axes.plot(*marked, "o", color=ORANGE, markersize=7, label="worse than before")
+        _labels(axes, "", label)
+    places = AutoDateLocator(maxticks=8)
+    both[1].xaxis.set_major_locator(places)
+    both[1].xaxis.set_major_formatter(ConciseDateFormatter(places))
+    return figure

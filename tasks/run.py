@@ -23,8 +23,10 @@ from tasks.section import Section
 
 STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
 RECORD = "stage.json"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 LIVES = "lives.jsonl"  # when a process began to work on the run and when it ended, and how far the run was
 WITHOUT_PROGRESS = 3  # lives that end at the same place before it is given up
+FILES = "KODA_FILES_URL"  # where the folder of all runs is served; `koda up` serves it, and says where
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
 
@@ -202,9 +204,15 @@ def root() -> Path:
     return Path(os.environ.get("KODA_RUNS", "runs"))
 
 
+def address(path: Path) -> str:
+    """Where a browser finds a file of a run; empty where nobody serves it."""
+    served = os.environ.get(FILES, "")
+    return f"{served}/{path.absolute().relative_to(root().absolute()).as_posix()}" if served else ""
+
+
 def folder_of(name: str) -> Path:
     """The folder of a run. Raises KodaError for a name that would lie anywhere else."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not re.fullmatch(NAME, name):
         raise KodaError(
             f"--name {name!r} cannot be a run's name: letters, digits, '.', '_' and '-', up to 64, "
             "beginning with a letter or digit."

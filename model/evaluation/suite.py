@@ -32,42 +32,60 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the weights in `model`, and for bits per byte also those in `base`; returns the figures.
 
-    `standard_items` is where the standard suite is read from, at most `limit` items of each task; empty: left out.
     Below `out`, right.json says which items were right, so that two models can be compared item by item.
     """
     folder = Path(tokens)
-    tokenizer = folder / "tokenizer.json"
-    documents = heldout_documents(folder)
-    measured = _up_to(documents, max_bytes)
-    text = b"".join(document.text.encode() for document in measured)
-    xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
-    before = bits_per_byte(*_scorer(open_model(Path(base), tokenizer)), measured)
-    subject, scorer = _scorer(open_model(Path(model), tokenizer))
-    after = bits_per_byte(subject, scorer, measured)
-    unigram = Unigram(folder)
-    made = homemade.items(documents, unigram, items)
-    marked = ask(subject, scorer, made)
-    tasks = {name: one.figures for name, one in marked.items()}
-    for name, one in made.items():
-        tasks[name] |= baselines(one, unigram)
-    figures = {
+    text = _up_to(heldout_documents(folder), max_bytes)
+    before = bits_per_byte(*_opened(base, folder), text)
+    subject, scorer = _opened(model, folder)
+    measured = _measure(subject, scorer, folder, items, max_bytes, standard_items, limit)
+    write_json(Path(out) / "right.json", measured["right"])
+    whole = "".join(document.text for document in text).encode()
+    xz = 8 * len(lzma.compress(whole, preset=9)) / len(whole)
+    figures = measured["figures"]
+    return {
+        **figures,
         "bits_per_byte": round(_total(before), 4),
         "xz_bits_per_byte": round(xz, 4),
         "ratio_to_xz": round(_total(before) / xz, 4),
-        "bits_per_byte_final": round(_total(after), 4),
+        "bits_per_byte_final": figures["bits_per_byte"],
         "bits_per_byte_by_source": _by_source(folder, before),
-        "heldout_bytes": len(text),
-        "tasks_above_chance": sum(task["above_chance"] for task in tasks.values()),
-        "tasks": tasks,
+        "heldout_bytes": len(whole),
+        "tasks_above_chance": sum(task["above_chance"] for task in figures["tasks"].values()),
         "samples": samples(subject),
     }
-    right = {"homemade": {name: one.right for name, one in marked.items()}}
+
+
+def measure(
+    model: str, tokens: str, items: int, max_bytes: int, standard_items: str = "", limit: int = 0
+) -> dict[str, Any]:
+    """`{figures, right, documents}` of one model: its figures, which items it got right, and the bits and bytes of each
+    held-out document, so that another can be compared with it (`regression.compare`).
+
+    `standard_items` is where the standard suite is read from, at most `limit` items of each task; empty: left out.
+    """
+    folder = Path(tokens)
+    return _measure(*_opened(model, folder), folder, items, max_bytes, standard_items, limit)
+
+
+def _measure(
+    subject: Subject, scorer: Scorer, tokens: Path, items: int, max_bytes: int, standard_items: str, limit: int
+) -> dict[str, Any]:
+    documents, unigram = heldout_documents(tokens), Unigram(tokens)
+    needed = bits_per_byte(subject, scorer, _up_to(documents, max_bytes))
+    made = homemade.items(documents, unigram, items)
+    marked = {"homemade": ask(subject, scorer, made)}
     if standard_items:
-        asked = ask(subject, scorer, standard.items(standard.TASKS, standard_items, limit))
-        figures["standard"] = {name: one.figures for name, one in asked.items()}
-        right["standard"] = {name: one.right for name, one in asked.items()}
-    write_json(Path(out) / "right.json", right)
-    return figures
+        marked["standard"] = ask(subject, scorer, standard.items(standard.TASKS, standard_items, limit))
+    figures = {suite: {name: one.figures for name, one in of.items()} for suite, of in marked.items()}
+    for name, one in made.items():
+        figures["homemade"][name] |= baselines(one, unigram)
+    asked = {"standard": figures["standard"]} if standard_items else {}
+    return {
+        "figures": {"bits_per_byte": round(_total(needed), 4), "tasks": figures["homemade"], **asked},
+        "right": {suite: {name: one.right for name, one in of.items()} for suite, of in marked.items()},
+        "documents": needed.tolist(),
+    }
 
 
 def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> dict[str, list[Item]]:
@@ -103,7 +121,8 @@ def bits_per_byte(subject: Subject, scorer: Scorer, documents: list[Document]) -
     return np.array([[bits, len(document.text.encode())] for bits, document in zip(needed, documents, strict=True)])
 
 
-def _scorer(subject: Subject) -> tuple[Subject, Scorer]:
+def _opened(model: str, tokens: Path) -> tuple[Subject, Scorer]:
+    subject = open_model(Path(model), tokens / "tokenizer.json")
     return subject, Scorer(subject.model)
 
 

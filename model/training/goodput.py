@@ -60,3 +60,12 @@ def shares(spent: dict[str, float]) -> dict[str, float]:
 def _lives(folder: Path) -> list[dict[str, Any]]:
     found = [line for line in lines(folder / EVENTS) if line["event"] == "spent"]
     return sorted(found, key=lambda life: life["began"])
+
+
+def remaining(metrics: list[dict[str, Any]], step: int, steps: int) -> float | None:
+    """Seconds to the end at the pace of the last lines of the metrics; None where there is no pace yet."""
+    paced = metrics[-20:]
+    if step >= steps or len(paced) < 2 or paced[-1]["step"] <= paced[0]["step"]:
+        return None
+    pace = (paced[-1]["time"] - paced[0]["time"]) / (paced[-1]["step"] - paced[0]["step"])
+    return round(pace * (steps - step), 1)

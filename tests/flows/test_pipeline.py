@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from model import arrays
-from model.training.protocol import Heartbeat, lines
-from tasks.run import read_built
+from model.training.protocol import Heartbeat
 from tests.flows.test_cli import KODA
 
 SMALL = {
@@ -155,19 +154,6 @@ def test_a_second_run_does_nothing_and_a_changed_setting_only_what_follows(proje
 def test_from_a_stage_on(project: Path, finished: Path) -> None:
     out = run(project, *command("small"), "--from", "publish")
     assert out.count("stands") == 7 and "publish    done" in out
-
-
-def test_the_nightly_evaluation_adds_to_the_history(
-    finished: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flows.nightly import nightly_eval
-
-    monkeypatch.setenv("KODA_RUNS", str(finished.parent))
-    monkeypatch.chdir(finished.parents[1])
-    before = read_built(finished, "evaluate")
-    nightly_eval(name="small", items=20)
-    history = lines(finished / "nightly.jsonl")
-    assert before is not None and history[-1]["figures"]["bits_per_byte"] == before.figures["bits_per_byte"]
 
 
 def checksums(folder: Path) -> dict[str, int]:

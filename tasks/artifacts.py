@@ -1,0 +1,31 @@
+"""What a run shows on its page in Prefect: tables and pictures that are kept under a key from one time to the next."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from tasks.run import address
+
+
+def key(*parts: str) -> str:
+    """An artifact's key: what Prefect allows in one is a-z, 0-9 and dashes.
+
+    >>> key("nightly", "My_run.2")
+    'nightly-my-run-2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def table(name: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Rows under the names of their columns."""
+    create_table_artifact(rows, key=name, description=description)
+
+
+def picture(name: str, path: Path, description: str) -> None:
+    """A picture file of a run; where nobody serves it, the words that say where it lies."""
+    if where := address(path):
+        create_image_artifact(f"{where}?{path.stat().st_mtime_ns}", key=name, description=description)
+    else:
+        create_markdown_artifact(f"{description}: `{path}`", key=name, description=description)
