@@ -98,6 +98,6 @@ def _adapt(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str,
         end_of_text=tokens.figures["end_of_text"],
         init=str(out / "start"),
     )
-    trained = run_training("extend", job, [settings.steps], settings.hang_seconds)
+    trained = run_training("extend", job, [settings.steps], settings)
     call("model.training.promote:promote", out / "extend.log", job=out / "job.json", out=out / "weights")
     return counts | trained

@@ -94,5 +94,5 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict
         heldout=str(tokens / "heldout"),
         end_of_text=tokens.figures["end_of_text"],
     )
-    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings.hang_seconds)
+    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
     return {"parameters": job.model.parameters, **figures}

@@ -102,7 +102,7 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         init=str(base / "weights"),
         lora=settings.lora(),
     )
-    trained = run_training("sft", job, [settings.steps], settings.hang_seconds)
+    trained = run_training("sft", job, [settings.steps], settings)
     measured = call(
         "model.export.adapter:finish",
         log,

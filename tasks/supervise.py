@@ -4,13 +4,14 @@ The flow's own process imports no JAX: a crash, a segfault or the OOM killer the
 to a file, never a pipe, so that it outlives whoever reads.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,47 +40,67 @@ def supervise(
     *,
     folder: Path | None = None,
     hang_seconds: float = 300.0,
-    environment: dict[str, str] | None = None,
+    peers: Sequence[dict[str, str]] = ({},),
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
 
-    A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed. `environment` is
-    added to this process's own.
+    A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed. It runs once for
+    each of `peers`, which is what that one has in its environment beside all that this process has: together they are
+    one, whose heart the first is, and where one dies, so do the others.
 
     Raises KodaError for a configuration no retry can mend, ProcessFailed for anything else but success. If this
-    process is told to end, the child is told to save and leave, and has GRACE seconds for it.
+    process is told to end, the children are told to save and leave, and have GRACE seconds for it.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         before = output.tell()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-        )
+        children = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            )
+            for environment in peers
+        ]
     began = time.time()
     hung = False
     try:
-        while child.poll() is None:
+        while (codes := [child.poll() for child in children]).count(None) and not any(codes):
             try:
-                child.wait(0.5)
+                children[codes.index(None)].wait(0.5)
             except subprocess.TimeoutExpired:
                 tick()
-                if folder is not None and _silent(folder, child.pid, began, hang_seconds):
+                if folder is not None and _silent(folder, children[0].pid, began, hang_seconds):
                     hung = True
-                    _signal(child, signal.SIGKILL)
+                    _signal(children[0], signal.SIGKILL)
     except BaseException:
-        _end(child, folder)
+        _end(children, folder)
         raise
-    _judge(child.returncode, hung, command, log, before)
+    code = next(filter(None, codes), DONE)  # of the one that ended first; what its end does to the others says nothing
+    if code in (PREEMPTED, ROLLED_BACK):  # which they decide together
+        _await(children, GRACE)
+    for child in children:
+        _signal(child, signal.SIGKILL)
+        child.wait()
+    _judge(code, hung, command, log, before)
 
 
-def call(function: str, log: Path, *, environment: dict[str, str] | None = None, **arguments: Any) -> Any:
-    """Call `package.module:function` in a process of its own; arguments and result are what JSON can say, and paths."""
+def call(
+    function: str,
+    log: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    background_gb: float = 0,
+    **arguments: Any,
+) -> Any:
+    """Call `package.module:function` in a process of its own; arguments and result are what JSON can say, and paths.
+
+    `background_gb`: the process yields to all others and takes so much memory at most; 0: it is like any other.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         order, result = Path(scratch) / "call.json", Path(scratch) / "result.json"
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
@@ -89,9 +110,10 @@ def call(function: str, log: Path, *, environment: dict[str, str] | None = None,
                 "function": function,
                 "arguments": plain,
                 "result": str(result),
+                "background_gb": background_gb,
             },
         )
-        supervise([sys.executable, "-m", "model.process", str(order)], log, environment=environment)
+        supervise([sys.executable, "-m", "model.process", str(order)], log, peers=[environment or {}])
         return read_json(result)
 
 
@@ -104,23 +126,27 @@ def _silent(folder: Path, pid: int, began: float, hang_seconds: float) -> bool:
 
 
 def _signal(child: subprocess.Popen, number: signal.Signals) -> None:
-    try:
-        os.killpg(child.pid, number)
-    except ProcessLookupError:
-        return
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
 
 
-def _end(child: subprocess.Popen, folder: Path | None) -> None:
-    """Ask the child to save and leave. One that is still saving after that is left to finish: it has a session of its
-    own, and the lock on its folder keeps the next one waiting. One that does anything else is killed."""
-    if child.poll() is not None:
-        return
-    _signal(child, signal.SIGTERM)
-    try:
-        child.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        beat = Heartbeat.read(folder) if folder is not None else None
-        if beat is None or beat["pid"] != child.pid or beat["phase"] != "save":
+def _await(children: list[subprocess.Popen], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _end(children: list[subprocess.Popen], folder: Path | None) -> None:
+    """Ask the children to save and leave. One that is still saving after that is left to finish, and the others with
+    it: they have sessions of their own, and the lock on their folder keeps the next one waiting. Else all are killed.
+    """
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    _await(children, GRACE)
+    beat = Heartbeat.read(folder) if folder is not None else None
+    if beat is None or beat["pid"] != children[0].pid or beat["phase"] != "save":
+        for child in children:
             _signal(child, signal.SIGKILL)
 
 

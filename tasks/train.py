@@ -1,6 +1,7 @@
 """Training under supervision: the same for pretraining and fine-tuning."""
 
 import json
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,8 @@ from model.config import Compute, LlamaConfig
 from model.errors import KodaError
 from model.training.job import Job, LoraRecipe, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
+from tasks.devices import gpus
+from tasks.page import page
 from tasks.progress import progress, say
 from tasks.run import WITHOUT_PROGRESS
 from tasks.section import OPERATIONAL, Section
@@ -59,6 +62,9 @@ class TrainSection(Section):
     """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
     tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
     """Devices that each matrix product is split over; wants a fast link between them."""
+    processes: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Processes of this machine that train together, each with its share of the GPUs; where one dies, all go on from
+    the last save. One is enough for any number of GPUs; more are what several machines would be."""
     save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
     """A permanent save each so many steps."""
     save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
@@ -117,7 +123,7 @@ class TrainSection(Section):
         )
 
 
-def run_training(label: str, job: Job, ends: list[int], hang_seconds: float) -> dict[str, Any]:
+def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) -> dict[str, Any]:
     """Train to each of `ends` in turn, each a Prefect task run that starts again after a crash; returns the figures."""
     folder = Path(job.folder)
     order = folder / "job.json"
@@ -129,8 +135,8 @@ def run_training(label: str, job: Job, ends: list[int], hang_seconds: float) -> 
             continue
         segment.with_options(
             name=label,
-            task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}-{end:,}",
-        )(label, str(order), str(folder), end, hang_seconds)
+            task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}–{end:,}",
+        )(label, str(order), str(folder), ends, number, settings.hang_seconds, settings.processes)
         began = end
     return figures(folder, job)
 
@@ -143,11 +149,14 @@ def run_training(label: str, job: Job, ends: list[int], hang_seconds: float) -> 
     retry_jitter_factor=0.3,
     retry_condition_fn=worth_retrying,
 )
-def segment(label: str, order: str, folder: str, end: int, hang_seconds: float) -> None:
-    """One supervised life of the training process, to step `end`. A crash fails the task, and Prefect retries it."""
-    where = Path(folder)
+def segment(
+    label: str, order: str, folder: str, ends: list[int], number: int, hang_seconds: float, processes: int
+) -> None:
+    """One supervised life of the training process, to the end of segment `number`, counted from 1. A crash fails the
+    task, and Prefect retries it."""
+    where, end = Path(folder), ends[number - 1]
     _spend(where)
-    with progress(label, end) as watch:
+    with progress(label, end) as watch, page(where, label, ends):
         story = Story(where, label)
 
         def tick() -> None:
@@ -160,6 +169,7 @@ def segment(label: str, order: str, folder: str, end: int, hang_seconds: float) 
                 where / "training.log",
                 folder=where,
                 hang_seconds=hang_seconds,
+                peers=peers(processes),
                 tick=tick,
             )
         except ProcessFailed as failure:
@@ -167,6 +177,27 @@ def segment(label: str, order: str, folder: str, end: int, hang_seconds: float) 
             raise
         finally:
             story.tell()
+
+
+def peers(count: int) -> list[dict[str, str]]:
+    """What each of so many processes has in its environment, so that JAX joins them; GPUs are shared out in order.
+
+    Raises KodaError where the GPUs cannot be shared out evenly.
+    """
+    if count == 1:
+        return [{}]
+    devices = list(gpus())
+    if len(devices) % count:
+        raise KodaError(f"processes = {count}: {len(devices)} GPUs cannot be shared out evenly among them.")
+    share = len(devices) // count
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+        | ({"CUDA_VISIBLE_DEVICES": ",".join(devices[number * share : (number + 1) * share])} if share else {})
+        for number in range(count)
+    ]
 
 
 class Story:

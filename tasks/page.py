@@ -1,0 +1,113 @@
+"""The story of a training on its run's page in Prefect: how far it is, its segments, its curve, its restarts."""
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from model.files import finished
+from model.training.goodput import remaining
+from model.training.protocol import EVENTS, METRICS, Heartbeat, lines, restarts
+from tasks import artifacts
+from tasks.progress import clock
+
+EVERY = 20.0  # seconds between two looks
+PICTURE = "curve.png"
+TOLD = ("crash", "resume", "rollback", "spike", "skipped", "preemption", "save failed", "given up")
+
+
+class Page:
+    """What a run's page shows of the training in `folder`, which goes to `ends[-1]` in segments."""
+
+    def __init__(self, folder: Path, label: str, ends: list[int]):
+        self.folder, self.label, self.ends = folder, label, ends
+        self.run = folder.parent.name
+        self._progress: UUID | None = None
+        self._told: dict[str, Any] = {}
+
+    def update(self) -> None:
+        """Show what has changed since the last time."""
+        beat = Heartbeat.read(self.folder)
+        metrics = [line for line in lines(self.folder / METRICS) if "loss" in line]
+        step, steps = (beat["step"] if beat else 0), self.ends[-1]
+        left = remaining(metrics, step, steps)
+        loss = f" · loss {metrics[-1]['loss']:.3f}" if metrics else ""
+        words = f"{self.label}: step {step:,} of {steps:,}{f' · {clock(left)} left' if left else ''}{loss}"
+        share = 100 * step / steps
+        if self._progress is None:
+            key = artifacts.key(self.run, self.label, "progress")
+            self._progress = UUID(str(create_progress_artifact(share, key=key, description=words)))
+        else:
+            update_progress_artifact(self._progress, progress=share, description=words)
+        self._show("segments", segments(metrics, self.ends, step))
+        told = [line for line in lines(self.folder / EVENTS) if line["event"] in TOLD]
+        self._show("restarts", [_event(line) for line in told])
+        if len(metrics) > 1 and self._changed("curve", metrics[-1]["step"]):
+            self._draw(metrics)
+
+    def _show(self, what: str, rows: list[dict[str, Any]]) -> None:
+        if rows and self._changed(what, rows):
+            artifacts.table(artifacts.key(self.run, self.label, what), rows, f"{self.label}: {what}")
+
+    def _draw(self, metrics: list[dict[str, Any]]) -> None:
+        from tasks.plots import curve_figure, png
+
+        with finished(self.folder / PICTURE, "wb") as file:
+            file.write(png(curve_figure(lines(self.folder / METRICS), restarts(self.folder))))
+        about = f"{self.label}: loss up to step {metrics[-1]['step']:,}"
+        artifacts.picture(artifacts.key(self.run, self.label, "curve"), self.folder / PICTURE, about)
+
+    def _changed(self, what: str, value: Any) -> bool:
+        changed = self._told.get(what) != value
+        self._told[what] = value
+        return changed
+
+
+@contextlib.contextmanager
+def page(folder: Path, label: str, ends: list[int]) -> Iterator[None]:
+    """Keep the run's page up to date while the block lasts.
+
+    In a thread of its own, whose failures are nobody's: a training must not wait for the server, nor need it.
+    """
+    shown, done = Page(folder, label, ends), threading.Event()
+
+    def work() -> None:
+        while True:
+            over = done.wait(EVERY)
+            with contextlib.suppress(Exception):
+                shown.update()
+            if over:
+                return
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def segments(metrics: list[dict[str, Any]], ends: list[int], step: int) -> list[dict[str, Any]]:
+    """A row for each segment: its steps, how far it is, its last loss and its pace."""
+    rows = []
+    for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False), 1):
+        mine = [line for line in metrics if begin < line["step"] <= end]
+        state = "done" if step >= end else "going on" if step > begin or number == 1 else "waiting"
+        row: dict[str, Any] = {"segment": f"{number}/{len(ends)}", "steps": f"{begin:,}-{end:,}", "state": state}
+        row["loss"] = round(mine[-1]["loss"], 3) if mine else ""
+        took = mine[-1]["time"] - mine[0]["time"] if mine else 0
+        row["tokens/s"] = round((mine[-1]["tokens"] - mine[0]["tokens"]) / took) if took else ""
+        rows.append(row)
+    return rows
+
+
+def _event(line: dict[str, Any]) -> dict[str, Any]:
+    when = time.strftime("%d %b %H:%M:%S", time.localtime(line["time"]))
+    return {"when": when, "step": line["step"], "what": line["event"], "cause": line.get("cause", "")}
