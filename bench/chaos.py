@@ -167,9 +167,11 @@ class Place:
 
     def start(self) -> None:
         self.bring_up()
-        overrides = {**OVERRIDES, "pretrain.steps": str(self.steps)}
+        from flows.config import parsed
+
+        settings = parsed({**OVERRIDES, "pretrain.steps": str(self.steps)})
         command = [sys.executable, "-m", "prefect", "deployment", "run", "koda/pretrain", "--param", "name=chaos"]
-        command += ["--param", f"overrides={json.dumps(overrides)}"]
+        command += ["--param", f"settings={json.dumps(settings)}"]
         subprocess.run(command, cwd=self.folder / "project", env=self.environment, check=True, capture_output=True)
         self.wait(lambda: self.beat()["step"] > 0, "the first step")
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 def train(tokens: Path, figures: dict, optimizer: str, rate: float, steps: int, seed: int) -> float:
     """The held-out loss at the end of a training, nats per token."""
-    config = load("tiny", {"pretrain.optimizer": optimizer, "pretrain.learning_rate": str(rate)})
+    config = load("tiny", {"pretrain": {"optimizer": optimizer, "learning_rate": rate}})
     recipe = replace(config.pretrain.recipe(), steps=steps, seed=seed, evaluate_rows=512, evaluate_every_steps=steps)
     with tempfile.TemporaryDirectory() as folder:
         job = config.pretrain.job(

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from model.errors import KodaError
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     status = command("status", status_, "How far a run is.")
     status.add_argument("name", nargs="?", default="tiny")
     status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--watch", action="store_true", help="keep it on the screen while the run goes on")
 
     chat = command("chat", chat_, "Talk to a run's model.")
     chat.add_argument("name", nargs="?", default="tiny")
@@ -97,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", verify_, "Is a downloaded copy what was published?")
     verify.add_argument("folder", type=Path, metavar="FOLDER", help="one with a file CHECKSUMS in it")
 
-    command("up", up_, "Start a Prefect server, the deployments and a worker; Ctrl-C ends all of it.")
+    command("up", up_, "Start a Prefect server, the deployments and a worker; or what of it is missing.")
+    down = command("down", down_, "End what `koda up` started; trainings save, and the next `koda up` goes on.")
+    down.add_argument("--wait", action="store_true", help="let the runs that go on finish first")
     return top
 
 
@@ -113,29 +117,34 @@ def import_run(arguments: argparse.Namespace) -> int:
     return done
 
 
-def _run(arguments: argparse.Namespace, name: str, start: str, until: str, more: dict[str, str] | None = None) -> int:
+def _run(arguments: argparse.Namespace, name: str, start: str, until: str, more: Any = None) -> int:
     from flows.environment import causes_only, set_environment
 
     set_environment(quiet=True)
-    from flows.config import load
+    from flows.config import load, parsed
     from flows.koda import pipeline
     from flows.status import closing_lines
     from tasks.run import Run, folder_of
 
-    overrides = {**(more or {}), **dict(_pair(text) for text in arguments.set)}
-    load(arguments.preset, overrides, folder_of(name))  # refuse before anything starts
+    settings = parsed(dict(_pair(text) for text in arguments.set))
+    for section, values in (more or {}).items():
+        settings[section] = values | settings.get(section, {})
+    load(arguments.preset, settings, folder_of(name))  # refuse before anything starts
     Run(name, start=start, until=until)
     with causes_only():
-        pipeline(preset=arguments.preset, name=name, start=start, until=until, overrides=overrides)
+        pipeline(preset=arguments.preset, name=name, start=start, until=until, settings=settings)
     print("\n".join(closing_lines(name)))
     return 0
 
 
 def status_(arguments: argparse.Namespace) -> int:
-    from flows.status import as_lines, status
+    from flows.status import as_lines, status, watch
+    from flows.up import state
 
+    if arguments.watch:
+        watch(arguments.name)
     found = status(arguments.name)
-    print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join([*as_lines(found), *state()]))
     return 0
 
 
@@ -160,11 +169,12 @@ def chat_(arguments: argparse.Namespace) -> int:
 
 
 def plan_(arguments: argparse.Namespace) -> int:
+    from flows.config import parsed
     from flows.plan import as_lines, plan
 
-    overrides = dict(_pair(text) for text in arguments.set)
+    settings = parsed(dict(_pair(text) for text in arguments.set))
     found = plan(
-        arguments.preset, overrides, arguments.gpu, arguments.count, arguments.utilisation, arguments.budget_hours
+        arguments.preset, settings, arguments.gpu, arguments.count, arguments.utilisation, arguments.budget_hours
     )
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(as_lines(found)))
     return 0
@@ -191,7 +201,7 @@ def publish_(arguments: argparse.Namespace) -> int:
     from tasks.publish import would_change
     from tasks.run import existing
 
-    more = {"publish.to": arguments.to} if arguments.to else {}
+    more = {"publish": {"to": arguments.to}} if arguments.to else {}
     if not arguments.dry_run:
         existing(arguments.name)
         given = argparse.Namespace(preset="", set=[])
@@ -225,7 +235,15 @@ def verify_(arguments: argparse.Namespace) -> int:
 def up_(_: argparse.Namespace) -> int:
     from flows.up import up
 
-    return up()
+    up()
+    return 0
+
+
+def down_(arguments: argparse.Namespace) -> int:
+    from flows.up import down
+
+    down(arguments.wait)
+    return 0
 
 
 def _pair(text: str) -> tuple[str, str]:

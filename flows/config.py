@@ -21,6 +21,7 @@ from tasks.sft import Sft
 from tasks.tokenize import Tokenize
 
 RUN_TOML = "run.toml"
+Settings = dict[str, dict[str, Any]]  # section: {key: value}
 
 
 class RunConfig(Section):
@@ -76,8 +77,23 @@ def begun_with(preset: str, run: Path | None) -> str:
     return str(tomllib.loads((run / RUN_TOML).read_text(encoding="utf-8"))["preset"])
 
 
-def load(preset: str, overrides: dict[str, str] | None = None, run: Path | None = None) -> RunConfig:
-    """A configuration with `section.key = text` laid over it, checked before anything runs.
+def parsed(pairs: dict[str, str]) -> Settings:
+    """Settings as a command line gives them, `section.key: text`, each value read as TOML reads it.
+
+    >>> parsed({"pretrain.steps": "200"})
+    {'pretrain': {'steps': 200}}
+    """
+    found: Settings = {}
+    for key, text in pairs.items():
+        section, _, name = key.partition(".")
+        if not name:
+            raise KodaError(f"--set {key}: settings are named section.key; the sections are {', '.join(_sections())}.")
+        found.setdefault(section, {})[name] = _value(text)
+    return found
+
+
+def load(preset: str, settings: Settings | None = None, run: Path | None = None) -> RunConfig:
+    """A configuration with these settings laid over it, checked before anything runs.
 
     It is the preset's; where none is named, that of the run in the folder `run`, as its run.toml has it, or `tiny`'s
     for a run that is new. Raises KodaError naming the key and what would be accepted.
@@ -91,19 +107,19 @@ def load(preset: str, overrides: dict[str, str] | None = None, run: Path | None 
                 f"there is no preset {preset!r}{_nearest(preset, presets())}; the presets are {', '.join(presets())}."
             )
         raw = tomllib.loads((resources.files("flows.presets") / f"{preset}.toml").read_text(encoding="utf-8"))
-    for key, text in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        known = RunConfig.model_fields
-        if section not in known or not name:
-            raise KodaError(
-                f"--set {key}: settings are named section.key{_nearest(section, list(known))}; "
-                f"the sections are {', '.join(known)}."
-            )
-        raw.setdefault(section, {})[name] = _value(text)
+    for section, values in (settings or {}).items():
+        if section not in _sections():
+            near = _nearest(section, _sections())
+            raise KodaError(f"there is no section {section!r}{near}; the sections are {', '.join(_sections())}.")
+        raw.setdefault(section, {}).update(values)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise KodaError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _sections() -> list[str]:
+    return list(RunConfig.model_fields)
 
 
 def _known(written: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """`koda import`: a run that begins with a model that others trained."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.config import Settings
 from model.errors import KodaError
 from model.export import adopt
 from model.export.hf_config import from_hf_config
@@ -12,7 +12,7 @@ from tasks.pretrain import Model
 from tasks.run import folder_of
 
 
-def settings(folder: Path, name: str) -> dict[str, str]:
+def settings(folder: Path, name: str) -> Settings:
     """The settings of a run `name` that begins with the model in `folder`: its shape, its weights, its tokenizer.
 
     Raises KodaError for a model that Koda cannot represent, and for a run that began with a training.
@@ -24,5 +24,4 @@ def settings(folder: Path, name: str) -> dict[str, str]:
     shape = asdict(from_hf_config(read_json(folder / "config.json"), str(folder / "config.json")))
     model = {field: shape[field] for field in Model.model_fields if field in shape}
     model |= {"weights": str(folder.absolute()), "weights_sha256": adopt.fingerprint(folder)}
-    found = {f"model.{field}": json.dumps(value) for field, value in model.items()}
-    return {**found, "tokenize.tokenizer": str(folder.absolute())}
+    return {"model": model, "tokenize": {"tokenizer": str(folder.absolute())}}

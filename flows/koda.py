@@ -1,8 +1,12 @@
 """The flow `koda`: text to a published model."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.config import as_toml, begun_with, load
+from flows.forms import Name, Preset, form
 from tasks.checkpoint import checkpoint
 from tasks.convert import convert
 from tasks.evaluate import evaluate
@@ -10,16 +14,20 @@ from tasks.extend import extend
 from tasks.pretrain import pretrain
 from tasks.publish import publish
 from tasks.report import report
-from tasks.run import Run, folder_of
+from tasks.run import STAGES, Run, folder_of
 from tasks.sft import sft
 from tasks.tokenize import tokenize
 
-Overrides = dict[str, str]
+Stage = Annotated[str, Field(json_schema_extra={"enum": ["", *STAGES]})]
 
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
 def pipeline(
-    preset: str = "", name: str = "tiny", start: str = "", until: str = "", overrides: Overrides | None = None
+    preset: Preset = "",
+    name: Name = "tiny",
+    start: Stage = "",
+    until: Stage = "",
+    settings: form() = None,  # type: ignore[valid-type]  # made from the configuration
 ) -> None:
     """Text to a published model: every stage, each skipped if its result already stands.
 
@@ -28,10 +36,10 @@ def pipeline(
         name: the run's name; everything it makes lies in runs/<name>.
         start: build this stage and those after it anew.
         until: end with this stage.
-        overrides: settings to change, as section.key: value.
+        settings: what to change; what is left empty is as the preset or the run has it.
     """
     folder = folder_of(name)
-    c = load(preset, overrides, folder)
+    c = load(preset, settings, folder)
     with Run(name, start=start, until=until, config_text=as_toml(begun_with(preset, folder), c)) as run:
         tokens = tokenize(run, c.tokenize)
         base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
@@ -41,15 +49,3 @@ def pipeline(
         scores = evaluate(run, c.evaluate, long, base, tokens)
         publish(run, c.publish, c.about, exports, scores, long, tokens)
     report(run)
-
-
-@flow(name="koda", flow_run_name="{name}", validate_parameters=False)
-def pretraining(preset: str = "", name: str = "tiny", overrides: Overrides | None = None) -> None:
-    """Text to a verified checkpoint: tokenize if it is not done, train, promote.
-
-    Args:
-        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
-        name: the run's name; everything it makes lies in runs/<name>.
-        overrides: settings to change, as section.key: value.
-    """
-    pipeline.fn(preset=preset, name=name, until="checkpoint", overrides=overrides)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.config import RunConfig, load
+from flows.config import RunConfig, Settings, load
 from model.accelerators import ACCELERATORS, GIB, flops_per_token
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
@@ -21,14 +21,14 @@ DOUBLINGS = 4  # of the batch asked for, that are tried, it among them
 
 
 def plan(
-    preset: str, overrides: dict[str, str], gpu: str, count: int, utilisation: float, budget_hours: float | None
+    preset: str, settings: Settings, gpu: str, count: int, utilisation: float, budget_hours: float | None
 ) -> dict[str, Any]:
     """Parameters, memory, disk, hours and cost of a run. Raises KodaError for what cannot be built or spread."""
     if gpu not in ACCELERATORS:
         raise KodaError(f"--gpu {gpu}: known are {', '.join(ACCELERATORS)}.")
     if count < 1 or not 0 < utilisation <= 1:
         raise KodaError("--count is at least 1, and --utilisation a share between 0 and 1.")
-    config, device = load(preset, overrides), ACCELERATORS[gpu]
+    config, device = load(preset, settings), ACCELERATORS[gpu]
     job = pretraining_job(config)
     rows, context = config.pretrain.batch_size, config.model.max_position_embeddings
     per_token = flops_per_token(job.model, context)

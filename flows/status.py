@@ -1,13 +1,13 @@
 """How far a run is, read from its folder alone."""
 
 import contextlib
-import fcntl
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from model.files import read_json
-from model.training.goodput import goodput, shares
+from model.files import held, read_json
+from model.training.goodput import goodput, remaining, shares
 from model.training.protocol import METRICS, Heartbeat, lines, restarts
 from tasks.progress import clock
 from tasks.run import RECORD, STAGES, existing, folder_of
@@ -17,11 +17,12 @@ def status(name: str) -> dict[str, Any]:
     """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run."""
     folder = existing(name)
     config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
-    working = _locked(folder / ".lock")
+    working = held(folder / ".lock")
     stages = [_stage(folder, stage, working) for stage in STAGES]
     beat = Heartbeat.read(folder / "pretrain")
     steps = config["pretrain"]["steps"]
     step = steps if stages[1]["state"] == "done" else (beat or {"step": 0})["step"]
+    losses = [line for line in lines(folder / "pretrain" / METRICS) if "loss" in line]
     return {
         "name": name,
         "preset": config["preset"],
@@ -29,7 +30,7 @@ def status(name: str) -> dict[str, Any]:
         "step": step,
         "steps": steps,
         "restarts": len(restarts(folder / "pretrain")),
-        "eta_seconds": _eta(folder / "pretrain", step, steps) if working else None,
+        "eta_seconds": remaining(losses, step, steps) if working else None,
         "goodput": {part: round(share, 2) for part, share in shares(goodput(folder / "pretrain")).items()},
     }
 
@@ -41,26 +42,6 @@ def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:
     begun = (folder / stage).exists() or (folder / f".{stage}.building").exists()
     state = "done" if record else ("running" if working else "interrupted") if begun else "waiting"
     return {"stage": stage, "state": state, "seconds": record.get("seconds"), "figures": record.get("figures", {})}
-
-
-def _eta(folder: Path, step: int, steps: int) -> float | None:
-    """Seconds to the end of pretraining at the pace of the last lines of its metrics."""
-    paced = [line for line in lines(folder / METRICS) if "loss" in line][-20:]
-    if step >= steps or len(paced) < 2 or paced[-1]["step"] == paced[0]["step"]:
-        return None
-    pace = (paced[-1]["time"] - paced[0]["time"]) / (paced[-1]["step"] - paced[0]["step"])
-    return round(pace * (steps - step), 1)
-
-
-def _locked(path: Path) -> bool:
-    try:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
@@ -78,6 +59,18 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     if spent := [f"{part} {share:.1f} %" for part, share in found["goodput"].items() if share >= 0.05]:
         rows.append(f"  pretraining's time: {' · '.join(spent)}")
     return [head, *rows]
+
+
+def watch(name: str) -> None:
+    """Keep the status on the screen for as long as the run is being worked on."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(refresh_per_second=1) as live:
+        while held(existing(name) / ".lock"):
+            live.update(Text("\n".join(as_lines(status(name)))))
+            time.sleep(1)
+        live.update(Text(""))
 
 
 def closing_lines(name: str) -> list[str]:

@@ -1,94 +1,118 @@
-"""`koda up`: a Prefect server, the work pool, the deployments and a worker, for as long as the command runs."""
+"""`koda up` and `koda down`: a Prefect server, the work pool, the deployments and a worker on this machine."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flows.environment import set_environment
+from flows.register import POOL
+from flows.services import Service
 from model.errors import KodaError
+from model.files import held
+from tasks.run import FILES, root
 
 HOST, PORT = "127.0.0.1", 4200  # the loopback address: whoever reaches the server can start runs
-POOL = "koda"
 SERVER_PATIENCE = 120.0  # seconds; a fresh database takes up to 30
+WORKER_PATIENCE = 40.0  # to end its runs, in which a training saves
 
 
-def up() -> int:
-    """Start everything, say where the UI is, and end everything on Ctrl-C or SIGTERM.
+def up() -> None:
+    """Start what is not there yet, and bring pool, deployments and automations to what they are in this version.
 
     A server that answers at PREFECT_API_URL, or at the usual port, is used and left as it is. Raises KodaError where
     something does not start.
     """
-    set_environment(quiet=False)
-    os.environ.setdefault("PREFECT_API_URL", f"http://{HOST}:{PORT}/api")
+    server, files, worker = _services()
     if not Path("prefect.yaml").is_file():
         raise KodaError("`koda up` reads prefect.yaml: start it in the project's folder.")
-    logs = Path(os.environ["PREFECT_HOME"])
-    children: list[subprocess.Popen] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
-    try:
-        if not _answers():
-            print("starting the Prefect server …", flush=True)
-            asked = urllib.parse.urlsplit(os.environ["PREFECT_API_URL"])
-            if asked.hostname != HOST:
-                raise KodaError(
-                    f"nothing answers at PREFECT_API_URL = {asked.geturl()}; a server is only started on {HOST}."
-                )
-            port = str(asked.port or PORT)
-            children.append(_start(["server", "start", "--host", HOST, "--port", port], logs / "server.log"))
-            _wait(children[0], logs / "server.log")
-        _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _prefect("deploy", "--all")
-        _run([sys.executable, "-m", "flows.automations"], "the automations")
-        children.append(_start(["worker", "start", "--pool", POOL, "--type", "process"], logs / "worker.log"))
-        address = os.environ["PREFECT_API_URL"].removesuffix("/api")
-        print(f"Koda is up: {address} · start a run there, or with `prefect deployment run koda/pretrain`", flush=True)
-        print("Ctrl-C ends server and worker.", flush=True)
-        while all(child.poll() is None for child in children):
-            time.sleep(0.5)
-        raise KodaError(f"the server or the worker ended by itself; {logs}/*.log says why.")
-    except KeyboardInterrupt:
-        print("ending …", flush=True)
-        return 0
-    finally:
-        for child in reversed(children):
-            _end(child)
+    address = os.environ["PREFECT_API_URL"].removesuffix("/api")
+    asked = urllib.parse.urlsplit(address)
+    if not _answers():
+        if asked.hostname != HOST:
+            raise KodaError(f"nothing answers at PREFECT_API_URL = {address}; a server is only started on {HOST}.")
+        print("starting the Prefect server …", flush=True)
+        server.stop(0)  # one that lives and does not answer
+        server.start("prefect", "server", "start", "--host", HOST, "--port", str(asked.port or PORT))
+        _wait(_answers, server, SERVER_PATIENCE)
+    told = files.folder / "files.url"
+    if not files.lives():
+        told.unlink(missing_ok=True)
+        files.start("flows.files", str((asked.port or PORT) + 1), str(told))
+        _wait(lambda: told.is_file() and told.read_text() != "", files, 30)
+    registered = subprocess.run([sys.executable, "-m", "flows.register"], capture_output=True, text=True, check=False)
+    if registered.returncode:
+        raise KodaError((registered.stdout + registered.stderr).strip()[-2000:].removeprefix("koda: "))
+    if not worker.lives():
+        os.environ[FILES] = told.read_text()
+        worker.start("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "koda")
+    print(f"Koda is up: {address} · start a run there, or with `prefect deployment run koda/pretrain`")
+    print("`koda down` ends it; logs are in", server.folder)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def down(wait: bool) -> None:
+    """End what `koda up` started here: runs that go on save and are started again by the next `koda up`.
+
+    `wait`: first let them finish; no new one is begun meanwhile.
+    """
+    services = server, files, worker = _services()
+    if wait and worker.lives() and _answers():
+        _finish()
+    ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
+    print(f"ended: {', '.join(ended)}" if ended else "nothing was up")
+    for path in root().glob("*/.lock"):
+        if held(path):
+            print(f"{path.parent} is still being worked on by {path.read_text().strip()}, which goes on by itself")
+    if not server.lives() and _answers():
+        print(f"a server that `koda up` did not start answers at {os.environ['PREFECT_API_URL']}; it is left alone")
+    assert not any(one.lives() for one in services)
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *arguments]
+def state() -> list[str]:
+    """What is up and what is not, with what to do about it; nothing where `koda up` was not used here."""
+    services = _services()
+    if not any(one.lock.is_file() for one in services):
+        return []
+    lives = {one.name: one.lives() for one in services} | {"server": _answers()}
+    if all(lives.values()):
+        return [f"up: {os.environ['PREFECT_API_URL'].removesuffix('/api')}"]
+    missing = [name for name, there in lives.items() if not there]
+    return (
+        [] if len(missing) == len(lives) else [f"not running: {', '.join(missing)}; `koda up` starts what is missing"]
+    )
 
 
-def _start(arguments: list[str], log: Path) -> subprocess.Popen:
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            _command(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process only, which then ends them in order
-        )
+def _services() -> tuple[Service, Service, Service]:
+    set_environment(quiet=False)
+    os.environ.setdefault("PREFECT_API_URL", f"http://{HOST}:{PORT}/api")
+    folder = Path(os.environ["PREFECT_HOME"])
+    return Service("server", folder), Service("files", folder), Service("worker", folder)
 
 
-def _prefect(*arguments: str) -> None:
-    _run(_command("--no-prompt", *arguments), f"`prefect {' '.join(arguments)}`")
+def _finish() -> None:
+    """Begin no more runs, and wait for those that go on."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import StateType
 
-
-def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise KodaError(f"{what} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    going: Any = {"state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}}}
+    told = ""
+    with get_client(sync_client=True) as client:
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
+        while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(**going)):
+            names = ", ".join(sorted(run.name for run in runs))
+            if names != told:
+                print(f"waiting for {names} …", flush=True)
+                told = names
+            time.sleep(2)
 
 
 def _answers() -> bool:
@@ -99,21 +123,9 @@ def _answers() -> bool:
         return False
 
 
-def _wait(server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + SERVER_PATIENCE
-    while not _answers():
-        if server.poll() is not None or time.monotonic() > deadline:
-            tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
-            raise KodaError(
-                f"the Prefect server did not start at {os.environ['PREFECT_API_URL']}. The end of {log}:\n{tail}"
-            )
-        time.sleep(0.5)
-
-
-def _end(child: subprocess.Popen) -> None:
-    if child.poll() is None:
-        child.send_signal(signal.SIGINT)
-        try:
-            child.wait(40)  # the worker ends its runs, and a training saves
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+def _wait(ready: Callable[[], bool], service: Service, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not ready():
+        if not service.lives() or time.monotonic() > deadline:
+            raise KodaError(f"the {service.name} did not start. The end of {service.log}:\n{service.last_words()}")
+        time.sleep(0.3)

@@ -2,7 +2,7 @@ import tomllib
 
 import pytest
 
-from flows.config import as_toml, load, presets
+from flows.config import as_toml, load, parsed, presets
 from model.errors import KodaError
 from tasks.pretrain import segment_ends
 
@@ -20,7 +20,8 @@ def test_the_reference_has_its_parameters() -> None:
 
 
 def test_an_override_is_read_as_what_it_is() -> None:
-    config = load("tiny", {"pretrain.steps": "7", "tokenize.source": "a/b", "pretrain.learning_rate": "1e-3"})
+    given = {"pretrain.steps": "7", "tokenize.source": "a/b", "pretrain.learning_rate": "1e-3"}
+    config = load("tiny", parsed(given))
     assert (config.pretrain.steps, config.tokenize.source, config.pretrain.learning_rate) == (7, "a/b", 1e-3)
 
 
@@ -42,7 +43,7 @@ def test_an_override_is_read_as_what_it_is() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(overrides: dict[str, str], message: str) -> None:
     with pytest.raises(KodaError, match=message):
-        load("tiny", overrides)
+        load("tiny", parsed(overrides))
 
 
 def test_an_unknown_preset_names_the_known() -> None:

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from flows.config import parsed
 from model.training.protocol import Heartbeat, lines
 from tests.flows.test_cli import KODA
 from tests.flows.test_pipeline import SMALL
@@ -38,12 +41,35 @@ class Up(NamedTuple):
         return done.stdout
 
     def pretrain(self, name: str, steps: int, *more: str) -> str:
-        overrides = {**SMALL, "pretrain.steps": str(steps)}
-        given = ["--param", f"name={name}", "--param", f"overrides={json.dumps(overrides)}"]
+        settings = parsed({**SMALL, "pretrain.steps": str(steps)})
+        given = ["--param", f"name={name}", "--param", f"settings={json.dumps(settings)}"]
         return self.prefect("deployment", "run", "koda/pretrain", *given, *more)
 
     def runs(self, name: str) -> list[dict]:
-        return [run for run in json.loads(self.prefect("flow-run", "ls", "-o", "json")) if run["name"] == name]
+        found = json.loads(self.prefect("flow-run", "ls", "-o", "json"))
+        return [run for run in found if run["name"] == f"{name} · pretrain"]
+
+    def koda(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [KODA, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def artifacts(self, name: str) -> list[dict]:
+        """The newest artifacts whose keys begin with this."""
+        asked = {"artifacts": {"key": {"like_": f"{name}%"}}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/artifacts/latest/filter",
+            json.dumps(asked).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as reply:
+            return json.load(reply)
+
+    def service(self, name: str) -> int:
+        """The process that `koda up` started under this name."""
+        return int((self.folder / f"runs/.prefect/{name}.lock").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +84,13 @@ def up(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Up]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    with (folder / "up.log").open("w") as log:
-        process = subprocess.Popen([KODA, "up"], cwd=folder, env=environment, stdout=log, stderr=log)
+    up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     try:
-        deadline = time.monotonic() + 150
-        while "Koda is up" not in (shown := (folder / "up.log").read_text()):
-            assert time.monotonic() < deadline and process.poll() is None, shown
-            time.sleep(0.5)
-        assert f"http://127.0.0.1:{port}" in shown
-        yield Up(folder, port, environment)
+        assert f"Koda is up: http://127.0.0.1:{port}" in up.koda("up")
+        yield up
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(90) == 0
+        assert "ended: worker, files, server" in up.koda("down")
+    assert up.koda("down") == "nothing was up\n"
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         pass  # nothing is left that listens
 
@@ -106,6 +126,47 @@ def test_a_cancelled_training_saves_and_the_next_run_takes_that_save(up: Up) -> 
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
     assert resumed[0]["step"] == saved
+
+
+@pytest.mark.timeout(600)
+def test_a_second_up_starts_only_what_is_missing(up: Up) -> None:
+    services = ("server", "files", "worker")
+    before = {name: up.service(name) for name in services}
+    for killed in (None, *services):
+        if killed:
+            os.kill(up.service(killed), signal.SIGKILL)
+            assert f"not running: {killed}; `koda up` starts what is missing" in up.koda("status", "deployed")
+        up.koda("up")
+        after = {name: up.service(name) for name in services}
+        assert {name for name in services if after[name] != before[name]} == ({killed} if killed else set())
+        before = after
+
+
+@pytest.mark.timeout(600)
+def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
+    """By the automation, with the same parameters; the page of the run then shows what has happened."""
+    up.pretrain("killed", 3000)
+    training = up.folder / "runs/killed/pretrain"
+    await_(lambda: (Heartbeat.read(training) or {"step": 0})["step"] > 100)
+    flow = int((up.folder / "runs/killed/.lock").read_text().split()[1])
+    os.kill(flow, signal.SIGKILL)
+    await_(lambda: sorted(run["state_type"] for run in up.runs("killed")) == ["COMPLETED", "CRASHED"])
+    again, first = (run["parameters"] for run in up.runs("killed"))
+    assert again == first and _events(training, "resume")
+    found = {artifact["key"]: artifact for artifact in up.artifacts("killed-pretrain")}
+    assert {key.rpartition("-")[2] for key in found} == {"progress", "segments", "restarts", "curve"}
+    assert found["killed-pretrain-progress"]["data"] == 100
+    with urllib.request.urlopen(found["killed-pretrain-curve"]["data"]) as reply:
+        assert reply.read().startswith(b"\x89PNG")
+    with pytest.raises(urllib.error.HTTPError):  # where the secrets of the server lie
+        urllib.request.urlopen((up.folder / "runs/.prefect/files.url").read_text() + "/.prefect/prefect.db")
+
+
+def await_(true: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def _events(training: Path, name: str) -> list[dict]:

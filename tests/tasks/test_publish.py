@@ -104,7 +104,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, prefect_serve
             "outputs": {},
         }
         write_json(run / stage / RECORD, record)
-    (run / "run.toml").write_text(as_toml("tiny", load("tiny", {"tokenize.source": SOURCE})))
+    (run / "run.toml").write_text(as_toml("tiny", load("tiny", {"tokenize": {"source": SOURCE}})))
     shards = [{"file": "00000.npy", "tokens": 3_408_653, "sha256": {"00000.npy": "c6" * 32}}]
     write_json(run / "tokenize/train/manifest.json", {"tokenizer": "88" * 32, "shards": shards})
     write_json(run / "extend/weights/COMMIT.json", {"config": {"vocab_size": 4096, "hidden_size": 192}})

@@ -1,0 +1,75 @@
+"""Processes that go on after the command that started them: the server, the worker, the pictures."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from model.files import held
+
+
+class Service(NamedTuple):
+    """A process with a lock file that it holds as long as it lives, which so says whether it does."""
+
+    name: str
+    folder: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / f"{self.name}.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def lives(self) -> bool:
+        return held(self.lock)
+
+    def start(self, *command: str) -> None:
+        """Start `python -m …` in a session of its own, so that no terminal ends it."""
+        with self.lock.open("a+") as lock, self.log.open("ab") as log:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the child inherits the lock with the file
+            child = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
+                preexec_fn=_heed_interrupts,
+            )
+            lock.truncate(0)
+            lock.write(str(child.pid))
+            lock.flush()
+
+    def stop(self, patience: float) -> bool:
+        """Ask it to end, and kill it after so many seconds; False where it was not there."""
+        if not self.lives():
+            return False
+        pid = int(self.lock.read_text())
+        self._signal(pid, signal.SIGINT)
+        deadline = time.monotonic() + patience
+        while self.lives():
+            if time.monotonic() > deadline:
+                self._signal(-pid, signal.SIGKILL)
+                return True
+            time.sleep(0.2)
+        return True
+
+    def last_words(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")[-1500:] if self.log.is_file() else ""
+
+    @staticmethod
+    def _signal(pid: int, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _heed_interrupts() -> None:
+    """A shell that starts `koda up &` lets it ignore Ctrl-C, and its children would too: none would end when asked."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
