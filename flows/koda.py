@@ -40,7 +40,7 @@ def pipeline(
         exports = convert(run, c.convert, c.about, long, chat, tokens)
         scores = evaluate(run, c.evaluate, long, base, tokens)
         publish(run, c.publish, c.about, exports, scores, long, tokens)
-    report(run)
+    report(run.folder)
 
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
