@@ -1,5 +1,6 @@
 """report-against-B.html: two runs side by side."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tasks.progress import clock
 from tasks.recorded import Recorded
 
 Two = tuple[Recorded, Recorded]
+NAMED = re.compile(r"/.*-(?=\w+\.gguf$)")  # the name of its run, in that of a file
 NONE = "–"  # where one run has no such figure
 
 
@@ -139,11 +141,7 @@ def _context(runs: Two) -> str:
 
 
 def _parity(runs: Two) -> str:
-    """By kind of export: the files carry their run's name."""
-    found = [
-        {path.replace(f"/{run.name}-", "/"): p for path, p in run.figures("convert").get("parity", {}).items()}
-        for run in runs
-    ]
+    found = [{NAMED.sub("/", path): p for path, p in run.figures("convert").get("parity", {}).items()} for run in runs]
     rows = [
         [
             path,
@@ -196,10 +194,10 @@ def _suite(label: str, runs: Two, suite: str, scores: list[dict[str, Any]], same
         rows.append(row)
     if all(row[1] == row[2] == NONE for row in rows):
         return ""
-    head = ["%", *(f"{run.name} ± standard error" for run in runs), "difference", "p"]
+    head = ["%", *(f"{run.name} ± SE" for run in runs), "difference", "p"]
     caption = (
-        "The difference is the second's less the first's on the same items; p: how often luck alone would part them so "
-        "far (exact McNemar test)."
+        "SE: standard error. Difference: the second less the first, on the same items; p: how often luck alone would "
+        "part them so far (exact McNemar test)."
         if tested
         else "They were not asked the same items, so that the difference is not tested item by item."
     )

@@ -23,10 +23,10 @@ p, figcaption { color: var(--soft); margin: .3rem 0; font-size: .93rem; }
 .facts li { background: var(--tint); border-radius: .5rem; padding: .6rem .9rem; flex: 1 1 9rem; }
 .facts b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: .85rem; }
-.beside { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.beside { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
 .beside > * { min-width: 0; }
 .scroll { overflow-x: auto; }
-@media (min-width: 40rem) { td:first-child { white-space: nowrap; } }
+@media (min-width: 40rem) { body > .scroll td:first-child { white-space: nowrap; } }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { text-align: right; padding: .35rem 0 .35rem 1rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }

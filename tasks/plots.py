@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#9566c0", "#8a94a3"
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#9566c0", "#d8483a", "#8a94a3"
 INK = "#123456"  # stands for the page's own text colour, and is replaced by it
 WIDE, NARROW = 8.0, 3.9  # inches, on a desk and on a phone: letters keep their size, and the plot has less room
 SPIKED = 20.0  # times the median, from where on a gradient norm is drawn on a logarithmic axis
@@ -107,7 +107,7 @@ def png(figure: Figure) -> bytes:
 
 def _marked(axes: Axes, restarts: Sequence[int]) -> None:
     for number, step in enumerate(restarts):  # a label that begins so is in no legend
-        axes.axvline(step, color=PURPLE, linewidth=1.2, linestyle=":", label="_" if number else "restart")
+        axes.axvline(step, color=RED, linewidth=1.2, linestyle="--", label="_" if number else "restart")
 
 
 def _losses(axes: Axes, metrics: Metrics, restarts: Sequence[int]) -> None:

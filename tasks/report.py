@@ -101,7 +101,7 @@ def _setting(run: Recorded) -> str:
         ]
     if trained.get("tokens"):
         how.insert(1, ["tokens", trained["tokens"]])
-        how.insert(2, ["tokens for each parameter", trained["tokens"] / trained["parameters"]])
+        how.insert(2, ["tokens per parameter", trained["tokens"] / trained["parameters"]])
         if corpus:
             how.insert(3, ["times through the text", trained["tokens"] / corpus["train_tokens"]])
     columns: dict[str, list[list[Any]]] = {"Model": model, "Text": data, "Pretraining": how}
@@ -132,7 +132,7 @@ def _pretraining(run: Recorded) -> str:
 def _restarts(died: list[int]) -> str:
     if not died:
         return "No restarts."
-    return f"Restarts, dotted, from step{'s' if len(died) > 1 else ''} {', '.join(f'{step:,}' for step in died)}."
+    return f"Restarts, dashed, from step{'s' if len(died) > 1 else ''} {', '.join(f'{step:,}' for step in died)}."
 
 
 def _events(folder: Path) -> str:
@@ -290,21 +290,30 @@ def _standard(name: str, found: dict[str, Any]) -> str:
     asked = {task: f for task, f in found.items() if f["n"]}
     if not asked:
         return ""
-    mine = average(asked)
     rows = [
-        [name, *(percent(asked[task][TASKS[task]]) for task in asked), percent(mine), "this run"],
-        ["± standard error", *(percent(asked[task]["stderr"]) for task in asked), "", ""],
-        ["calibration error", *(percent(asked[task].get("calibration_error")) for task in asked), "", ""],
-        ["items", *(asked[task]["n"] for task in asked), "", ""],
+        [
+            f"{task} {TASKS[task]}" + (f", perplexity {pages.shown(f['perplexity'])}" if f["perplexity"] else ""),
+            percent(f[TASKS[task]]),
+            percent(f["stderr"]),
+            percent(f.get("calibration_error")),
+            f["n"],
+            *(percent(row.scores.get(task)) for row in ROWS),
+        ]
+        for task, f in asked.items()
     ]
-    for row in ROWS:
-        chosen = [row.scores.get(task) for task in asked if asked[task]["perplexity"] is None]
-        whole = [score for score in chosen if score is not None]
-        mean = sum(whole) / len(whole) if whole and len(whole) == len(chosen) else None
-        source = row.source or ("" if row.name == "chance" else "its model card")
-        rows.append([row.name, *(percent(row.scores.get(task)) for task in asked), percent(mean), source])
-    head = ["%", *(f"{task} {TASKS[task]}" for task in asked), "mean of those with choices", "source"]
-    return pages.heading("Standard zero-shot tasks beside published rows", 3) + pages.table(head, rows)
+    chosen = [task for task, f in asked.items() if f["perplexity"] is None]
+    means = (
+        sum(row.scores[task] for task in chosen) / len(chosen) if chosen and set(chosen) <= set(row.scores) else None
+        for row in ROWS
+    )
+    rows.append(["mean of those with choices", percent(average(asked)), "", "", "", *map(percent, means)])
+    head = ["%", name, "standard error", "calibration error", "items", *(row.name for row in ROWS)]
+    sources = (f"{row.name}: {row.source or 'its model card'}" for row in ROWS if row.name != "chance")
+    return (
+        pages.heading("Standard zero-shot tasks beside published rows", 3)
+        + pages.table(head, rows)
+        + pages.note(f"Published in: {'; '.join(sources)}.")
+    )
 
 
 def _samples(run: Recorded) -> str:
@@ -321,13 +330,18 @@ def _samples(run: Recorded) -> str:
 
 def _cost(run: Recorded) -> str:
     rows = [
-        [stage, clock(r["seconds"]), r["finished"], f"{sum(o['size'] for o in r['outputs'].values()) / 1e6:,.1f} MB"]
+        [
+            stage,
+            clock(r["seconds"]),
+            r["finished"][:16].replace("T", " "),
+            f"{sum(o['size'] for o in r['outputs'].values()) / 1e6:,.1f} MB",
+        ]
         for stage, r in run.records.items()
     ]
     if not rows:
         return ""
     rows.append(["together", clock(sum(r["seconds"] for r in run.records.values())), "", ""])
-    text = pages.heading("Cost") + pages.table(["stage", "took", "finished", "made"], rows)
+    text = pages.heading("Cost") + pages.table(["stage", "took", "finished, UTC", "made"], rows)
     hours = [
         [
             TRAININGS[stage],

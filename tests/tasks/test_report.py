@@ -17,7 +17,15 @@ TASKS = {
     "word": {"acc": 0.7, "chance": 0.25, "longest": 0.31, "unigram": 0.22, "calibration_error": 0.123, "n": 40},
     "last_word": {"acc": 0.3, "chance": 0.04, "longest": None, "unigram": None, "calibration_error": None, "n": 40},
 }
-ARC = {"acc": 0.3, "acc_norm": 0.35, "stderr": 0.07, "chance": 0.25, "perplexity": None, "n": 40}
+ARC = {
+    "acc": 0.3,
+    "acc_norm": 0.35,
+    "stderr": 0.07,
+    "chance": 0.25,
+    "calibration_error": 0.08,
+    "perplexity": None,
+    "n": 40,
+}
 
 
 def write(path: Path, text: str) -> None:
@@ -148,13 +156,15 @@ def test_what_is_known_of_a_task_stands_beside_its_score(pages: list[str]) -> No
     found = rows_of(pages[0])
     assert ["word", "70.0", "5.0", "25.0", "31.0", "22.0", "12.3", "40"] in found
     assert ["last_word", "30.0", "5.0", "4.0", "", "", "", "40"] in found
-    assert ["a", "35.0", "35.0", "this run"] in found  # acc_norm, as it is published
-    assert ["TinyLlama-1.1B (3T)", "55.2", "55.2", "https://arxiv.org/abs/2401.02385"] in found
+    published = ["25.0", "32.8", "49.0", "55.2"]  # chance, KodaLite, Pythia, TinyLlama
+    assert ["arc_easy acc_norm", "35.0", "7.0", "8.0", "40", *published] in found
+    assert ["mean of those with choices", "35.0", "", "", "", *published] in found
+    assert "TinyLlama-1.1B (3T): https://arxiv.org/abs/2401.02385" in pages[0]
     assert [ESCAPED, "1.4321"] in found
 
 
 def test_restarts_and_device_hours_are_told(pages: list[str]) -> None:
-    assert "Restarts, dotted, from step 20." in pages[0]
+    assert "Restarts, dashed, from step 20." in pages[0]
     assert ["pretraining", "2 × NVIDIA L40S", "4", "4.00"] in rows_of(pages[0])  # 2 h, at a dollar each
 
 
