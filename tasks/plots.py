@@ -111,17 +111,13 @@ def _marked(axes: Axes, restarts: Sequence[int]) -> None:
 
 
 def _losses(axes: Axes, metrics: Metrics, restarts: Sequence[int]) -> None:
-    trained = [line for line in metrics if "loss" in line]
-    heldout = [line for line in metrics if "heldout_loss" in line]
-    axes.plot([m["step"] for m in trained], [m["loss"] for m in trained], color=BLUE, linewidth=1, label="training")
-    axes.plot(
-        [m["step"] for m in heldout],
-        [m["heldout_loss"] for m in heldout],
-        "o-",
-        color=ORANGE,
-        markersize=4,
-        label="held-out",
-    )
+    for key, label, colour, width, marker in (
+        ("loss", "training", BLUE, 1, ""),
+        ("heldout_loss", "held-out", ORANGE, 1.5, "o"),
+    ):
+        if there := [line for line in metrics if key in line]:
+            x, y = [line["step"] for line in there], [line[key] for line in there]
+            axes.plot(x, y, color=colour, linewidth=width, marker=marker, markersize=4, label=label)
     _marked(axes, restarts)
 
 
