@@ -13,6 +13,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -96,7 +97,7 @@ def png(figure: Figure) -> bytes:
     """A picture for pages that take no SVG, in grey ink that reads on light and dark."""
     buffer = io.BytesIO()
     for text in figure.findobj(matplotlib.text.Text):
-        if str(text.get_color()) == INK:
+        if same_color(text.get_color(), INK):  # a legend's is given in numbers
             text.set_color(GREY)
     for axes in figure.axes:
         axes.tick_params(colors=GREY)

@@ -1,12 +1,17 @@
 """The pages about runs, made of small records that no training was needed for."""
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib.colors
+import numpy as np
+import PIL.Image
 import pytest
 
+from tasks import plots
 from tasks.compare import compare
 from tasks.recorded import Recorded
 from tasks.report import report
@@ -206,3 +211,11 @@ def test_other_held_out_text_is_not_compared_item_by_item(tmp_path: Path) -> Non
     page = compare(run, other).read_text()
     assert "Same tokenizer, other text" in page
     assert [row for row in rows_of(page) if row[0] == "word"] == [["word", "70.0 ± 5.0", "70.0 ± 5.0"]]
+
+
+def test_a_picture_for_a_card_reads_on_dark_paper(tmp_path: Path) -> None:
+    """The ink that a page replaces by its own is nowhere in it, the legend included."""
+    picture = plots.png(plots.loss(Recorded(begun(tmp_path, "a")).metrics("pretrain"), [20]))
+    pixels = np.array(PIL.Image.open(io.BytesIO(picture)).convert("RGB"))
+    ink = np.round(255 * np.array(matplotlib.colors.to_rgb(plots.INK)))
+    assert not (pixels == ink).all(axis=-1).any()
