@@ -60,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--watch", action="store_true", help="keep it on the screen while the run goes on")
 
+    report = command("report", report_, "Write a run's report; with a second run, one that compares the two.")
+    report.add_argument("name", nargs="?", default="tiny")
+    report.add_argument("against", nargs="?", default="", metavar="OTHER", help="the run to compare with")
+
     chat = command("chat", chat_, "Talk to a run's model.")
     chat.add_argument("name", nargs="?", default="tiny")
     chat.add_argument("--runtime", choices=("jax", "hf", "gguf", "mlx"), default="jax")
@@ -145,6 +149,17 @@ def status_(arguments: argparse.Namespace) -> int:
         watch(arguments.name)
     found = status(arguments.name)
     print(json.dumps(found, indent=1) if arguments.json else "\n".join([*as_lines(found), *state()]))
+    return 0
+
+
+def report_(arguments: argparse.Namespace) -> int:
+    from tasks.run import existing
+
+    folders = [existing(name) for name in filter(None, (arguments.name, arguments.against))]
+    from tasks.compare import compare  # here, so that a wrong name is told in a moment
+    from tasks.report import report
+
+    print(report(*folders) if len(folders) == 1 else compare(*folders))
     return 0
 
 

@@ -48,4 +48,4 @@ def pipeline(
         exports = convert(run, c.convert, c.about, long, chat, tokens)
         scores = evaluate(run, c.evaluate, long, base, tokens)
         publish(run, c.publish, c.about, exports, scores, long, tokens)
-    report(run)
+    report(run.folder)

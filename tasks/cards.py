@@ -217,4 +217,4 @@ def curve_picture(run: Path, path: Path) -> None:
     metrics = lines(run / "pretrain" / METRICS)
     if any("loss" in line for line in metrics):
         with finished(path, "wb") as file:
-            file.write(plots.png(plots.curve_figure(metrics, restarts(run / "pretrain"))))
+            file.write(plots.png(plots.loss(metrics, restarts(run / "pretrain"))))

@@ -56,10 +56,10 @@ class Page:
             artifacts.table(artifacts.key(self.run, self.label, what), rows, f"{self.label}: {what}")
 
     def _draw(self, metrics: list[dict[str, Any]]) -> None:
-        from tasks.plots import curve_figure, png
+        from tasks.plots import loss, png
 
         with finished(self.folder / PICTURE, "wb") as file:
-            file.write(png(curve_figure(lines(self.folder / METRICS), restarts(self.folder))))
+            file.write(png(loss(lines(self.folder / METRICS), restarts(self.folder))))
         about = f"{self.label}: loss up to step {metrics[-1]['step']:,}"
         artifacts.picture(artifacts.key(self.run, self.label, "curve"), self.folder / PICTURE, about)
 

@@ -1,179 +1,211 @@
 """report.html: what a run did, in one file that needs no network."""
 
-import html
 from pathlib import Path
 from typing import Any
 
-from model.files import finished, read_json
+from model.accelerators import accelerator
+from model.evaluation.figures import average
+from model.evaluation.published import ROWS, TASKS
 from model.training.goodput import goodput, shares
-from model.training.protocol import METRICS, lines, restarts
-from tasks.plots import bars, curve, positions
+from model.training.protocol import EVENTS, lines, restarts
+from tasks import pages, plots
+from tasks.pages import percent
 from tasks.progress import clock
-from tasks.run import RECORD, STAGES, Run
+from tasks.recorded import Recorded
+from tasks.section import weighted
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d8dde4; --paper: #fff; --tint: #f4f6f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9f0; --soft: #9aa6b5; --line: #343d4a; --paper: #14181e; --tint: #1c222b; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-p, figcaption { color: var(--soft); margin: .3rem 0; }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; padding: 0; list-style: none; }
-.facts li { background: var(--tint); border-radius: .5rem; padding: .6rem .9rem; flex: 1 1 9rem; }
-.facts b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.facts span { color: var(--soft); font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 500; font-size: .85rem; }
-td.n, th.n { text-align: right; }
-figure { margin: .8rem 0; color: var(--ink); } figure svg { width: 100%; height: auto; }
-pre { background: var(--tint); padding: .8rem; border-radius: .5rem; white-space: pre-wrap; font-size: .85rem; }
-"""
+TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
+ROUTINE = ("life", "start", "resume", "saved", "spent", "done")  # events that say only that all went as it should
 
 
-def report(run: Run) -> Path:
-    """Write runs/<name>/report.html from what the stages recorded; stages that are not done are left out."""
-    records = {
-        stage: read_json(run.folder / stage / RECORD) for stage in STAGES if (run.folder / stage / RECORD).is_file()
-    }
-    done = {stage: record["figures"] for stage, record in records.items()}
+def report(folder: Path) -> Path:
+    """Write report.html into a run's folder, from what its stages recorded; those that are not done are left out."""
+    run = Recorded(folder)
     parts = [
-        f"<h1>{html.escape(run.name)}</h1>",
-        f"<p>{_what(done)}</p>",
-        _facts(done),
-        _training(run.folder, done),
-        _chat(done),
-        _context(run.folder, done),
-        _parity(done),
-        _tasks(done),
-        _samples(done),
-        _stages(records),
-        f"<h2>Configuration</h2><pre>{html.escape((run.folder / 'run.toml').read_text(encoding='utf-8'))}</pre>",
+        f"<h1>{pages.escaped(run.name)}</h1>",
+        pages.note(_what(run)),
+        pages.facts(_facts(run)),
+        _setting(run),
+        _pretraining(run),
+        _chat(run),
+        _context(run),
+        _parity(run),
+        _evaluation(run),
+        _samples(run),
+        _cost(run),
+        _lineage(run),
+        pages.heading("Configuration") + pages.folded("run.toml", f"<pre>{pages.escaped(run.configuration)}</pre>"),
     ]
-    path = run.folder / "report.html"
-    with finished(path) as file:
-        file.write(
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(run.name)} · Koda</title><style>{STYLE}</style></head><body>\n"
-            + "\n".join(filter(None, parts))
-            + "\n</body></html>\n"
-        )
-    return path
+    return pages.write(folder / "report.html", run.name, parts)
 
 
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """An HTML table; cells that are numbers stand to the right."""
-
-    def cell(value: Any, tag: str) -> str:
-        number = isinstance(value, int | float)
-        return f"<{tag}{' class=n' if number else ''}>{html.escape(_shown(value))}</{tag}>"
-
-    numeric = [bool(rows) and isinstance(value, int | float) for value in (rows[0] if rows else head)]
-    top = "".join(f"<th{' class=n' if n else ''}>{html.escape(h)}</th>" for h, n in zip(head, numeric, strict=True))
-    body = "".join(f"<tr>{''.join(cell(value, 'td') for value in row)}</tr>" for row in rows)
-    return f"<div class=wide><table><tr>{top}</tr>{body}</table></div>"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _what(done: dict[str, Any]) -> str:
-    if "tokenize" not in done:
+def _what(run: Recorded) -> str:
+    corpus, trained = run.figures("tokenize"), run.figures("pretrain")
+    if "imported" in trained:
+        return f"Begun with {trained['imported']}: {trained['parameters']:,} parameters."
+    if not corpus:
         return "Nothing is done yet."
-    text = f"Trained from scratch on {done['tokenize']['documents']:,} documents"
-    if "imported" in done.get("pretrain", {}):
-        return f"Begun with {done['pretrain']['imported']}: {done['pretrain']['parameters']:,} parameters."
-    if {"pretrain", "checkpoint"} <= done.keys():
-        text += f": {done['checkpoint']['parameters']:,} parameters, {done['pretrain']['tokens']:,} tokens"
+    text = f"Trained from scratch on {corpus['documents']:,} documents"
+    if trained:
+        text += f": {trained['parameters']:,} parameters, {trained['tokens']:,} tokens"
     return text + "."
 
 
-def _facts(done: dict[str, Any]) -> str:
+def _facts(run: Recorded) -> list[tuple[str, str]]:
     found = []
-    if "evaluate" in done:
-        scores = done["evaluate"]
+    if scores := run.figures("evaluate"):
         found += [
             (f"{scores['bits_per_byte']:.3f}", "bits per byte, held-out"),
             (f"{scores['ratio_to_xz']:.2f} ×", "of xz -9 on the same bytes"),
             (f"{scores['tasks_above_chance']} of {len(scores['tasks'])}", "tasks above chance by 2 standard errors"),
         ]
-    if "sft" in done:
-        found.append((f"{100 * done['sft']['ends_by_itself']:.0f} %", "answers that end by themselves"))
-    if "extend" in done:
-        found.append((f"{done['extend']['context']:,}", "tokens of context"))
-    return f"<ul class=facts>{''.join(f'<li><b>{value}</b><span>{label}</span></li>' for value, label in found)}</ul>"
+    if chat := run.figures("sft"):
+        found.append((f"{100 * chat['ends_by_itself']:.0f} %", "answers that end by themselves"))
+    if long := run.figures("extend"):
+        found.append((f"{long['context']:,}", "tokens of context"))
+    if spent := shares(goodput(run.folder / "pretrain")):
+        found.append((f"{spent['training']:.1f} %", "of pretraining's time trained (goodput)"))
+    return found
 
 
-def _training(folder: Path, done: dict[str, Any]) -> str:
-    metrics = lines(folder / "pretrain" / METRICS)
+def _setting(run: Recorded) -> str:
+    """What was trained, on what, and how."""
+    of, corpus, trained = run.settings.get, run.figures("tokenize"), run.figures("pretrain")
+    model: list[list[Any]] = [
+        ["layers × width", f"{of('model.num_hidden_layers')} × {of('model.hidden_size')}"],
+        ["query / key-value heads", f"{of('model.num_attention_heads')} / {of('model.num_key_value_heads')}"],
+        ["SwiGLU width", of("model.intermediate_size")],
+        ["context, tokens", of("model.max_position_embeddings")],
+        ["rotary base", of("model.rope_theta")],
+    ]
+    if "parameters" in trained:
+        model.insert(0, ["parameters", trained["parameters"]])
+    data: list[list[Any]] = []
+    if corpus:
+        data = [
+            ["documents", corpus["documents"]],
+            ["tokens", corpus["train_tokens"]],
+            ["held out, tokens", corpus["heldout_tokens"]],
+            ["vocabulary", corpus["vocab_size"]],
+            ["bytes in a token", corpus["bytes_per_token"]],
+        ]
+    how: list[list[Any]] = []
+    sources = weighted(of("tokenize.source") or "")
+    read = ", ".join(name if times == 1 else f"{name} ({times:g} times)" for name, times in sources.items())
+    if "imported" not in trained:
+        how = [
+            ["steps × rows", f"{of('pretrain.steps'):,} × {of('pretrain.batch_size'):,}"],
+            ["optimizer", of("pretrain.optimizer")],
+            ["learning rate", f"{of('pretrain.learning_rate'):g}, {of('pretrain.schedule')}"],
+            ["number type", of("pretrain.dtype")],
+        ]
+    if trained.get("tokens"):
+        how.insert(1, ["tokens", trained["tokens"]])
+        how.insert(2, ["tokens per parameter", trained["tokens"] / trained["parameters"]])
+        if corpus:
+            how.insert(3, ["times through the text", trained["tokens"] / corpus["train_tokens"]])
+    columns: dict[str, list[list[Any]]] = {"Model": model, "Text": data, "Pretraining": how}
+    named = (pages.heading(name, 3) + pages.table(["", ""], rows) for name, rows in columns.items() if rows)
+    return pages.heading("What was trained") + pages.beside(*named) + pages.note(f"Text from: {read}" if corpus else "")
+
+
+def _pretraining(run: Recorded) -> str:
+    folder, metrics = run.folder / "pretrain", run.metrics("pretrain")
     if not any("loss" in line for line in metrics):
         return ""
-    caption = "Loss on training batches (thin) and on held-out rows (dots); grey lines mark restarts."
-    plot = curve(metrics, restarts(folder / "pretrain"))
-    spent = goodput(folder / "pretrain")
-    rows = [[part, round(seconds, 1), round(shares(spent)[part], 1)] for part, seconds in spent.items()]
-    where = f"<h2>Where pretraining's time went</h2>{table(['', 'seconds', '%'], rows)}" if rows else ""
-    return f"<h2>Pretraining</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>{where}"
-
-
-def _chat(done: dict[str, Any]) -> str:
-    if "sft" not in done:
-        return ""
-    figures = done["sft"]
-    rows = [
-        ["before fine-tuning", 100 * figures["ends_by_itself_before"]],
-        ["after", 100 * figures["ends_by_itself"]],
-    ]
-    if "ends_by_itself" in done.get("extend", {}):
-        rows.append(["with the longer context", 100 * done["extend"]["ends_by_itself"]])
-    return f"<h2>Answers that end by themselves, of {figures['asked']} held-out questions</h2>" + table(["", "%"], rows)
-
-
-def _context(folder: Path, done: dict[str, Any]) -> str:
-    if "loss" not in done.get("extend", {}):
-        return ""
-    figures = done["extend"]
-    found = read_json(folder / "extend/positions.json")
-    bases = f"{figures['old_rope_theta']:.6g} → {figures['rope_theta']:.6g}"
-    caption = f"Held-out loss by position. Method {figures['method']}; rotary base {bases}."
-    losses = [[name, loss["within"], loss["beyond"]] for name, loss in figures["loss"].items()]
-    depths = sorted({line["depth"] for line in found["passkeys"]})
-    lengths = sorted({line["length"] for line in found["passkeys"]})
-    shares = {(line["length"], line["depth"]): 100 * line["found"] for line in found["passkeys"]}
-    keys = [[f"{length} tokens", *(shares[length, depth] for depth in depths)] for length in lengths]
+    died = restarts(folder)
+    picture = plots.training(metrics, died, run.speeds("pretrain"))
+    caption = (
+        "Loss of each logged batch and of the held-out rows; tokens per second by the clock, saves and evaluations "
+        f"included. {_restarts(died)}"
+    )
+    spent = goodput(folder)
+    rows = [[part, clock(seconds), f"{shares(spent)[part]:.1f}"] for part, seconds in spent.items()]
     return (
-        f"<h2>Context</h2><figure>{positions(found)}<figcaption>{caption}</figcaption></figure>"
-        + table(["loss, nats per token", f"up to {found['old_context']}", "beyond"], losses)
-        + "<h3>Pass keys told from nine others, % (chance 10)</h3>"
-        + table(["", *(f"at {100 * depth:.0f} % of the text" for depth in depths)], keys)
+        pages.heading("Pretraining")
+        + pages.figure(picture, caption)
+        + (pages.heading("Where its time went", 3) + pages.table(["", "time", "%"], rows) if rows else "")
+        + _events(folder)
     )
 
 
-def _parity(done: dict[str, Any]) -> str:
-    if "convert" not in done:
+def _restarts(died: list[int]) -> str:
+    if not died:
+        return "No restarts."
+    return f"Restarts, dashed, from step{'s' if len(died) > 1 else ''} {', '.join(f'{step:,}' for step in died)}."
+
+
+def _events(folder: Path) -> str:
+    """What happened to a training beside training."""
+    found = [line for line in lines(folder / EVENTS) if line["event"] not in ROUTINE]
+    rows = [[line["event"], line.get("cause", ""), line["step"]] for line in found]
+    return pages.folded(f"Events ({len(rows)})", pages.table(["event", "cause", "step"], rows, left=2))
+
+
+def _losses(run: Recorded, stage: str) -> str:
+    """The loss curve of one of the shorter trainings."""
+    metrics, folder = run.metrics(stage), run.folder / stage
+    if not any("loss" in line for line in metrics):
         return ""
+    died = restarts(folder)
+    caption = f"Loss, {TRAININGS[stage]}: each logged batch, and the held-out rows. {_restarts(died)}"
+    return pages.figure(plots.losses(metrics, died), caption) + _events(folder)
+
+
+def _chat(run: Recorded) -> str:
+    curve, figures = _losses(run, "sft"), run.figures("sft")
+    ends = ""
+    if figures:
+        rows = [
+            ["before fine-tuning", percent(figures["ends_by_itself_before"])],
+            ["after", percent(figures["ends_by_itself"])],
+        ]
+        if "ends_by_itself" in (long := run.figures("extend")):
+            rows.append(["with the longer context", percent(long["ends_by_itself"])])
+        said = f"{figures['conversations']:,} conversations, and {figures['heldout_conversations']:,} held out."
+        ends = (
+            pages.note(said)
+            + pages.heading(f"Answers that end by themselves, of {figures['asked']} held-out questions", 3)
+            + pages.table(["", "%"], rows)
+        )
+    return pages.heading("Fine-tuning (SFT)") + curve + ends if curve or ends else ""
+
+
+def _context(run: Recorded) -> str:
+    figures, found = run.figures("extend"), run.read("extend/positions.json")
+    if "loss" not in figures or found is None:
+        return ""
+    bases = f"{figures['old_rope_theta']:.6g} → {figures['rope_theta']:.6g}"
+    caption = f"Held-out loss by position. Method {figures['method']}; rotary base {bases}."
+    by_method = [[name, f"{loss['within']:.3f}", f"{loss['beyond']:.3f}"] for name, loss in figures["loss"].items()]
+    depths = sorted({line["depth"] for line in found["passkeys"]})
+    lengths = sorted({line["length"] for line in found["passkeys"]})
+    told = {(line["length"], line["depth"]): line["found"] for line in found["passkeys"]}
+    keys = [[f"{length:,}", *(percent(told[length, depth], 0) for depth in depths)] for length in lengths]
+    return (
+        pages.heading("Longer context (NTK)")
+        + pages.figure(plots.positions(found), caption)
+        + pages.table(["loss, nats per token", f"up to {found['old_context']:,}", "beyond"], by_method)
+        + pages.heading("Pass keys told from nine others, % (chance 10)", 3)
+        + pages.table(["tokens", *(f"at {100 * depth:.0f} % of the text" for depth in depths)], keys)
+        + _losses(run, "extend")
+    )
+
+
+def _parity(run: Recorded) -> str:
+    found = run.figures("convert").get("parity", {})
     rows = [
         [
             path,
-            p["kl_divergence"],
-            "" if p["kl_divergence_beyond"] is None else p["kl_divergence_beyond"],
-            p["limits"]["kl"],
-            p["perplexity_ratio"],
-            p["max_logprob_difference"],
+            f"{p['kl_divergence']:.1e}",
+            "" if p["kl_divergence_beyond"] is None else f"{p['kl_divergence_beyond']:.1e}",
+            f"{p['limits']['kl']:.0e}",
+            f"{p['perplexity_ratio']:.4f}",
+            f"{p['max_logprob_difference']:.2g}",
             p["greedy_equal"],
             p["stopped"],
         ]
-        for path, p in done["convert"]["parity"].items()
+        for path, p in found.items()
     ]
     head = [
         "export",
@@ -185,39 +217,185 @@ def _parity(done: dict[str, Any]) -> str:
         "equal greedy tokens of 64",
         "answer ends by itself",
     ]
-    words = (
-        "<p>Token ids of 16 hard strings, the chat template and the token that ends an answer are the same in all.</p>"
-    )
-    return "<h2>Exports, each reloaded in its own runtime</h2>" + table(head, rows) + words
-
-
-def _tasks(done: dict[str, Any]) -> str:
-    if "evaluate" not in done:
+    if not rows:
         return ""
-    tasks = {name: f for name, f in done["evaluate"]["tasks"].items() if f["n"]}
-    rows = [[name, 100 * f["acc"], 100 * f["stderr"], 100 * f["chance"], f["n"]] for name, f in tasks.items()]
-    head = ["task", "accuracy, %", "standard error", "chance, %", "items"]
-    return f"<h2>Home-made tasks</h2><figure>{bars(tasks)}</figure>" + table(head, rows)
-
-
-def _samples(done: dict[str, Any]) -> str:
-    if "evaluate" not in done:
-        return ""
-    shown = (
-        f"<pre><b>{html.escape(s['prompt'])}</b>{html.escape(s['text'])}</pre>" for s in done["evaluate"]["samples"]
+    return (
+        pages.heading("Exports against the JAX model, each in its own runtime")
+        + pages.table(head, rows)
+        + pages.note(
+            "Token ids of hard strings, the chat template and the token that ends an answer are the same in all."
+        )
     )
-    return "<h2>Samples</h2>" + "".join(shown)
 
 
-def _stages(records: dict[str, Any]) -> str:
+def _evaluation(run: Recorded) -> str:
+    scores = run.figures("evaluate")
+    if not scores:
+        return ""
+    bits = [
+        ["base model", f"{scores['bits_per_byte']:.4f}"],
+        ["final model", f"{scores['bits_per_byte_final']:.4f}"],
+        ["xz -9", f"{scores['xz_bits_per_byte']:.4f}"],
+    ]
+    sources = [[name, f"{value:.4f}"] for name, value in scores.get("bits_per_byte_by_source", {}).items()]
+    return (
+        pages.heading("Evaluation")
+        + pages.beside(
+            pages.heading(f"Bits per byte, {scores['heldout_bytes']:,} held-out bytes", 3)
+            + pages.table(["", ""], bits),
+            pages.heading("The base model's by source", 3) + pages.table(["", ""], sources) if sources else "",
+        )
+        + _homemade(scores["tasks"])
+        + _standard(run.name, scores.get("standard", {}))
+    )
+
+
+def _homemade(found: dict[str, Any]) -> str:
+    asked = {name: f for name, f in found.items() if f["n"]}
+    rows = [
+        [
+            name,
+            percent(f["acc"]),
+            percent(f["stderr"]),
+            percent(f["chance"]),
+            percent(f.get("longest")),
+            percent(f.get("unigram")),
+            percent(f.get("calibration_error")),
+            f["n"],
+        ]
+        for name, f in asked.items()
+    ]
+    if not rows:
+        return ""
+    head = [
+        "%",
+        "accuracy",
+        "standard error",
+        "chance",
+        "longest choice",
+        "unigram frequency",
+        "calibration error",
+        "items",
+    ]
+    caption = (
+        "Made from the run's own held-out text. Longest choice, unigram frequency: what length alone, or the most "
+        "frequent tokens alone, would win. Calibration error: how far confidence is from accuracy (ECE, 10 bins)."
+    )
+    picture = pages.figure(plots.tasks(asked), caption)
+    return pages.heading("Home-made tasks", 3) + picture + pages.table(head, rows)
+
+
+def _standard(name: str, found: dict[str, Any]) -> str:
+    """The standard tasks that were asked, beside what others published of them."""
+    asked = {task: f for task, f in found.items() if f["n"]}
+    if not asked:
+        return ""
+    rows = [
+        [
+            f"{task} {TASKS[task]}" + (f", perplexity {pages.shown(f['perplexity'])}" if f["perplexity"] else ""),
+            percent(f[TASKS[task]]),
+            percent(f["stderr"]),
+            percent(f.get("calibration_error")),
+            f["n"],
+            *(percent(row.scores.get(task)) for row in ROWS),
+        ]
+        for task, f in asked.items()
+    ]
+    chosen = [task for task, f in asked.items() if f["perplexity"] is None]
+    means = (
+        sum(row.scores[task] for task in chosen) / len(chosen) if chosen and set(chosen) <= set(row.scores) else None
+        for row in ROWS
+    )
+    rows.append(["mean of those with choices", percent(average(asked)), "", "", "", *map(percent, means)])
+    head = ["%", name, "standard error", "calibration error", "items", *(row.name for row in ROWS)]
+    sources = (f"{row.name}: {row.source or 'its model card'}" for row in ROWS if row.name != "chance")
+    return (
+        pages.heading("Standard zero-shot tasks beside published rows", 3)
+        + pages.table(head, rows)
+        + pages.note(f"Published in: {'; '.join(sources)}.")
+    )
+
+
+def _samples(run: Recorded) -> str:
+    said = run.figures("evaluate").get("samples", [])
+    shown = "".join(pages.sample(one["prompt"], one["text"]) for one in said)
+    return (
+        pages.heading("Samples")
+        + pages.note("Fixed beginnings (bold) and fixed seeds, so that two runs can be read side by side.")
+        + shown
+        if shown
+        else ""
+    )
+
+
+def _cost(run: Recorded) -> str:
     rows = [
         [
             stage,
             clock(r["seconds"]),
-            r["finished"],
-            r["key"][:12],
-            f"{sum(o['size'] for o in r['outputs'].values()) / 1e6:.1f} MB",
+            r["finished"][:16].replace("T", " "),
+            f"{sum(o['size'] for o in r['outputs'].values()) / 1e6:,.1f} MB",
         ]
-        for stage, r in records.items()
+        for stage, r in run.records.items()
     ]
-    return "<h2>Stages</h2>" + table(["stage", "took", "finished", "key", "size"], rows)
+    if not rows:
+        return ""
+    rows.append(["together", clock(sum(r["seconds"] for r in run.records.values())), "", ""])
+    text = pages.heading("Cost") + pages.table(["stage", "took", "finished, UTC", "made"], rows)
+    hours = [
+        [
+            TRAININGS[stage],
+            f"{devices[0]} × {devices[1]}",
+            f"{run.hours_up(stage) * devices[0]:.3g}",
+            _price(run, stage),
+        ]
+        for stage in TRAININGS
+        if (devices := run.devices(stage))
+    ]
+    priced = any(row[-1] for row in hours)
+    head = ["", "devices", "device hours", "about, $"]
+    cut = len(head) if priced else len(head) - 1
+    text += pages.table(head[:cut], [row[:cut] for row in hours])
+    return text + (pages.note("At the usual price of an hour that `koda plan` takes, no quotation.") if priced else "")
+
+
+def _price(run: Recorded, stage: str) -> str:
+    count, kind = run.devices(stage) or (0, "")
+    known = accelerator(kind)
+    return f"{run.hours_up(stage) * count * known.dollars:,.2f}" if known else ""
+
+
+def _lineage(run: Recorded) -> str:
+    if not run.records:
+        return ""
+    keys = [
+        [stage, r["key"][:16], ", ".join(f"{name} {key[:8]}" for name, key in r["reads"].items())]
+        for stage, r in run.records.items()
+    ]
+    hashes = [[path, digest] for path, digest in run.corpus().items()]
+    commits = [
+        [source, commit]
+        for stage in ("tokenize", "sft")
+        for source, commit in run.figures(stage).get("commits", {}).items()
+        if commit
+    ]
+    published = run.figures("publish").get("where")
+    newest = list(run.records.values())[-1]["versions"]
+    differ = {
+        f"{name} ({stage})": version
+        for stage, r in run.records.items()
+        for name, version in r["versions"].items()
+        if newest.get(name) != version
+    }
+    versions = [[name, version] for name, version in (newest | differ).items()]
+    return (
+        pages.heading("Lineage")
+        + pages.note(
+            "A stage's key stands for its settings, the keys of the stages it reads and the version of its code."
+        )
+        + pages.table(["stage", "key", "made of"], keys, left=3)
+        + pages.note(f"Published: {published}" if published else "")
+        + pages.table(["source", "commit"], commits, left=2)
+        + pages.folded("SHA-256 of tokenizer and corpus", pages.table(["file", "SHA-256"], hashes, left=2))
+        + pages.folded("Versions of Python and the packages", pages.table(["package", "version"], versions, left=2))
+    )

@@ -98,7 +98,8 @@ class Training:
             kept = [line for line in lines(self.folder / METRICS) if line["step"] <= step]
             with finished(self.folder / METRICS) as file:
                 file.writelines(json.dumps(line) + "\n" for line in kept)
-        self.note("resume" if step else "start", step)
+        devices = self.mesh.devices.flatten()
+        self.note("resume" if step else "start", step, devices=len(devices), device=devices[0].device_kind)
         return step
 
     def rebuild(self, params: Any, frozen: Any) -> Llama:

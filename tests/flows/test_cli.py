@@ -23,6 +23,7 @@ def koda(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["run", "--name", "../elsewhere"], "cannot be a run's name"),
         (["run", "--until", "training"], "no stage is called 'training'"),
         (["status", "nothing"], "there is no run 'nothing'"),
+        (["report", "nothing"], "there is no run 'nothing'"),
         (["chat", "nothing", "--prompt", "x"], "`koda run --name nothing` makes it"),
     ],
 )

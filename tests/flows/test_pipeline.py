@@ -129,7 +129,7 @@ def test_the_adapter_is_what_peft_loads(finished: Path) -> None:
 
 def test_the_report_needs_no_network(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert page.count("<svg") == 3 and "small-Q8_0.gguf" in page
+    assert page.count("<figure>") == 5 and "small-Q8_0.gguf" in page
     assert not re.search(r"""(?:src|href)=["']?(?!#)""", re.sub(r"xlink:href=\"#", "", page))
 
 

@@ -41,7 +41,8 @@ class Up(NamedTuple):
         return done.stdout
 
     def pretrain(self, name: str, steps: int, *more: str) -> str:
-        settings = parsed({**SMALL, "pretrain.steps": str(steps)})
+        mine = {key: value for key, value in SMALL.items() if key.startswith(("tokenize.", "model.", "pretrain."))}
+        settings = parsed({**mine, "pretrain.steps": str(steps)})
         given = ["--param", f"name={name}", "--param", f"settings={json.dumps(settings)}"]
         return self.prefect("deployment", "run", "koda/pretrain", *given, *more)
 

@@ -228,6 +228,7 @@ def test_every_second_of_a_killed_training_is_accounted_for(whole: Job, tmp_path
     first_moment = next(event["began"] for event in events if event["event"] == "spent")
     assert sum(spent.values()) == pytest.approx(events[-1]["time"] - first_moment, abs=0.2)
     assert sum(spent.values()) < wall
+    assert {event["device"] for event in events if event["event"] in ("start", "resume")} == {"cpu"}
     assert min(spent[part] for part in ("training", "start and compile", "evaluation", "lost to rework")) > 0
 
 
