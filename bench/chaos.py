@@ -120,7 +120,6 @@ class Place:
         }
         self.run = folder / "runs/chaos"
         self.training = self.run / "pretrain"
-        self.up: subprocess.Popen | None = None
         self.has_a_disk = False
 
     def __enter__(self) -> "Place":
@@ -141,29 +140,16 @@ class Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.up is not None and self.up.poll() is None:
-            self.up.send_signal(signal.SIGINT)
-            self.up.wait(120)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         if self.has_a_disk:
             subprocess.run(["umount", "-l", str(self.folder / "runs")], check=False)
 
     def bring_up(self) -> None:
-        with (self.folder / "up.log").open("w") as log:
-            command = [sys.executable, "-m", "flows.cli", "up"]
-            self.up = subprocess.Popen(
-                command,
-                cwd=self.folder / "project",
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        shown, up = self.folder / "up.log", self.up
-        self.wait(lambda: "Koda is up" in shown.read_text() or up.poll() is not None, "koda up", 120)
-        if "Koda is up" not in shown.read_text():
-            raise SystemExit(shown.read_text())
+        command = [sys.executable, "-m", "flows.cli", "up"]
+        subprocess.run(
+            command, cwd=self.folder / "project", env=self.environment, check=True, stdout=subprocess.DEVNULL
+        )
 
     def start(self) -> None:
         self.bring_up()
@@ -344,13 +330,11 @@ def kill_the_flow(place: Place) -> None:
 
 
 def kill_everything(place: Place) -> None:
-    """Worker, flow, trainer and `koda up` at once; the server, a service of its own, lives. `koda up` comes back."""
+    """Worker, flow and trainer at once; the server, a service of its own, lives. Then `koda up` again."""
     server = place.server()
     for pid in place.processes():
         if pid != server:
             os.kill(pid, signal.SIGKILL)
-    assert place.up is not None
-    place.up.wait()
     place.bring_up()
 
 
