@@ -11,6 +11,7 @@ from tasks.checkpoint import checkpoint
 from tasks.convert import convert
 from tasks.evaluate import evaluate
 from tasks.extend import extend
+from tasks.page import links
 from tasks.pretrain import pretrain
 from tasks.publish import publish
 from tasks.report import report
@@ -41,6 +42,7 @@ def pipeline(
     folder = folder_of(name)
     c = load(preset, settings, folder)
     with Run(name, start=start, until=until, config_text=as_toml(begun_with(preset, folder), c)) as run:
+        links(run.folder)
         tokens = tokenize(run, c.tokenize)
         base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
         chat = sft(run, c.sft, base, tokens)

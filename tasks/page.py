@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from model.files import finished
 from model.training.goodput import remaining
 from model.training.protocol import EVENTS, METRICS, Heartbeat, lines, restarts
 from tasks import artifacts
 from tasks.progress import clock
+from tasks.run import address
 
 EVERY = 20.0  # seconds between two looks
 PICTURE = "curve.png"
@@ -92,6 +93,16 @@ def page(folder: Path, label: str, ends: list[int]) -> Iterator[None]:
     finally:
         done.set()
         thread.join(10)
+
+
+def links(run: Path) -> None:
+    """Say on the run's page where its report, its settings and all that it makes are."""
+    report = run / "report.html"
+    where = address(report)
+    text = f"[report]({where})" if where else f"`{report}`"
+    words = f"Once it has ended: {text}. Settings: `{run / 'run.toml'}`. All that it makes: `{run}`."
+    with contextlib.suppress(Exception):  # a run needs no server to tell of it
+        create_markdown_artifact(words, key=artifacts.key(run.name, "links"), description="Where things are")
 
 
 def segments(metrics: list[dict[str, Any]], ends: list[int], step: int) -> list[dict[str, Any]]:

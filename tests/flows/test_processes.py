@@ -20,7 +20,7 @@ __all__ = ["project"]  # the fixture
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path, number: str) -> None:
     folder = project / f"runs/two-{number}"
-    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "60", "pretrain.segments": "1"})
+    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "300", "pretrain.segments": "1"})
     with (project / f"{folder.name}.log").open("w") as log:
         flow = subprocess.Popen([*arguments, "--until", "checkpoint"], cwd=project, stdout=log, stderr=log)
     first = await_step(folder, 25, flow)
@@ -40,7 +40,7 @@ def trainers(folder: Path) -> dict[str, int]:
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if str(folder / "pretrain/job.json").encode() in (path / "cmdline").read_bytes():
+            if f"runs/{folder.name}/pretrain/job.json".encode() in (path / "cmdline").read_bytes():
                 environment = dict(e.split(b"=", 1) for e in (path / "environ").read_bytes().split(b"\0") if b"=" in e)
                 found[environment[b"JAX_PROCESS_ID"].decode()] = int(path.name)
         except OSError:
