@@ -138,14 +138,13 @@ def upload(repository: str, folder: Path, private: bool) -> str:
     Large files go before it: one that fails leaves the version before whole, and what arrived is not sent again.
     Raises KodaError where the Hub refuses the token or the card.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
     api = HfApi(token=token())
     with refusals(repository):
         found = changes(folder, *remote(api, repository))
         for line in told(repository, found):
             say(f"publish    {line}")
-        api.create_repo(repository, private=private, exist_ok=True)
         operations: list[Any] = [
             CommitOperationDelete(change.path)
             if change.sign == "-"
@@ -155,9 +154,9 @@ def upload(repository: str, folder: Path, private: bool) -> str:
         ]
         if not operations:
             return ""
-        try:
-            return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
-        except ValueError as error:  # of many kinds; this one comes before anything is sent
-            if "Invalid metadata in README.md" not in str(error):
-                raise
+        try:  # a commit asks this too, but then there is a repository that nothing comes into
+            ModelCard((folder / "README.md").read_text(encoding="utf-8")).validate()
+        except ValueError as error:
             raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
