@@ -133,7 +133,7 @@ def told(place: str, found: list[Change]) -> Iterator[str]:
     retry_condition_fn=worth_retrying,
 )
 def upload(repository: str, folder: Path, private: bool) -> str:
-    """Make `repository` what `folder` is, in one commit; returns the commit, or nothing where none was needed.
+    """Make `repository` what `folder` is, in one commit; returns the commit that the repository is then at.
 
     Large files go before it: one that fails leaves the version before whole, and what arrived is not sent again.
     Raises KodaError where the Hub refuses the token or the card.
@@ -152,8 +152,8 @@ def upload(repository: str, folder: Path, private: bool) -> str:
             for change in found
             if change.sign != "="
         ]
-        if not operations:
-            return ""
+        if not operations:  # the try before may have made the commit, and its answer was lost
+            return str(api.repo_info(repository).sha)
         try:  # a commit asks this too, but then there is a repository that nothing comes into
             ModelCard((folder / "README.md").read_text(encoding="utf-8")).validate()
         except ValueError as error:

@@ -259,6 +259,15 @@ def test_a_commit_that_never_succeeds_leaves_the_version_before(hub: Hub, run: P
     assert hub.received == received + len(WEIGHTS)
 
 
+def test_a_commit_whose_answer_is_lost_is_still_named(hub: Hub, run: Path, at_once: None) -> None:
+    """By the next try, which finds nothing left to do; and by a publishing later on."""
+    hub.fail("/api/models/user/tiny/commit/main", "lost")
+    for _ in range(2):
+        commits = publishing().figures["commits"]
+        assert commits == {kind: hub.repos[place].head.oid for kind, place in PLACES.items()}
+    assert all(len(repo.commits) == 2 for repo in hub.repos.values())
+
+
 @pytest.mark.parametrize(
     ("token", "to", "message"),
     [
