@@ -96,7 +96,10 @@ def remote(api: Any, repository: str) -> tuple[dict[str, str], set[str]]:
         return there, set()
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(api.hf_hub_download(repository, CHECKSUMS, local_dir=scratch))
-        return there, {*checksums(listed), CHECKSUMS}
+        try:
+            return there, {*checksums(listed), CHECKSUMS}
+        except KodaError:  # somebody else's, or damaged: what is not known to be ours is not removed
+            return there, set()
 
 
 @contextmanager

@@ -192,6 +192,24 @@ def test_verify_tells_a_true_copy_from_a_damaged_one(
         assert main(["verify", str(copy)]) == 0
 
 
+@pytest.mark.parametrize("listed", [b"SHA256 (a) = 00\n", b"\xff\xfe\n", f"{'0' * 64}  ../a\n".encode()])
+def test_a_list_of_another_form_is_nobody_s_and_said_so(
+    hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: bytes
+) -> None:
+    """To who verifies a copy, in one line; and what is there beside it stays."""
+    put(tmp_path / "CHECKSUMS", listed)
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("user/tiny")
+    for name in ("a", "CHECKSUMS"):
+        api.upload_file(path_or_fileobj=listed, path_in_repo=name, repo_id="user/tiny")
+    publishing()
+    assert published(hub) == contents(run / "publish/hf") | {"a": listed}
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 1
+    told = f"koda: {tmp_path}/CHECKSUMS, line 1: not a SHA-256, two spaces and a file of this folder.\n"
+    assert capsys.readouterr().err == told
+
+
 def test_only_what_changed_is_sent(hub: Hub, run: Path) -> None:
     publishing()
     before, received = trees(hub), hub.received
