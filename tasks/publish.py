@@ -56,9 +56,16 @@ def publish(
             for number, kind in enumerate(kinds):
                 place = repository(settings.to, kind)
                 watch(number, place)
-                commits[kind] = hub.upload.with_options(task_run_name=f"upload {place}")(
-                    place, out / kind, settings.private
-                )
+                upload = hub.upload.with_options(task_run_name=f"upload {place}")
+                try:
+                    commits[kind] = upload(place, out / kind, settings.private)
+                except KodaError:
+                    raise
+                except Exception as error:  # tried often enough: the stage's own retries would multiply its
+                    raise KodaError(
+                        f"{place} could not be brought up to date. {type(error).__name__}: {error}\n"
+                        "The same command goes on; what arrived is not sent again."
+                    ) from error
     where = str(out.parent / "publish") if settings.to == "local" else f"https://huggingface.co/{settings.to}"
     found = listing(out)
     size = sum(facts["size"] for facts in found.values())

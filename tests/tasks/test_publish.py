@@ -15,7 +15,6 @@ from typing import Any
 import prefect
 import pytest
 from huggingface_hub import HfApi, ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from prefect import flow
 from prefect.blocks.system import Secret
 
@@ -269,7 +268,7 @@ def test_a_commit_that_never_succeeds_leaves_the_version_before(hub: Hub, run: P
     before, received = hub.repos["user/tiny"].head, hub.received
     put(run / "convert/hf/model.safetensors", WEIGHTS[::-1])
     hub.fail("/api/models/user/tiny/commit/main", 504, times=6)
-    with pytest.raises(HfHubHTTPError, match="504"):
+    with pytest.raises(KodaError, match=r"user/tiny could not be brought up to date.*504"):
         publishing()
     assert hub.repos["user/tiny"].head is before and hub.received == received + len(WEIGHTS)
     publishing()
@@ -284,6 +283,20 @@ def test_a_commit_whose_answer_is_lost_is_still_named(hub: Hub, run: Path, at_on
         commits = publishing().figures["commits"]
         assert commits == {kind: hub.repos[place].head.oid for kind, place in PLACES.items()}
     assert all(len(repo.commits) == 2 for repo in hub.repos.values())
+
+
+def test_a_place_that_was_published_to_in_vain_is_not_where_the_run_goes(
+    hub: Hub, run: Path, at_once: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command: the stage adds no retries to those of the upload, and run.toml is as it was."""
+    commit, before = "/api/models/user/tiny/commit/main", (run / "run.toml").read_text()
+    hub.fail(commit, 504, times=6)
+    assert main(["publish", "tiny", "--to", "user/tiny"]) == 1
+    assert "504" in capsys.readouterr().err
+    assert [path for _, path in hub.requests].count(commit) == 6
+    assert (run / "run.toml").read_text() == before and 'to = "local"' in before
+    assert main(["publish", "tiny", "--to", "user/tiny"]) == 0
+    assert 'to = "user/tiny"' in (run / "run.toml").read_text()
 
 
 @pytest.mark.parametrize(
