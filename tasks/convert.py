@@ -78,7 +78,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=2)
+@stage(version=3)
 def convert(out: Path, settings: Convert, about: About, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
     """Write hf/, gguf/ and mlx/, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
     log = out / "convert.log"

@@ -1,6 +1,7 @@
 """Other people's models: read, written again unchanged, and refused by name where Koda computes something else."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model import weights
 from model.errors import KodaError
@@ -140,6 +141,14 @@ def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path)
     theirs(tmp_path, vocab_size=500)
     with pytest.raises(KodaError, match="its tokenizer has 512 entries, its embedding 500 rows"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
+
+
+def test_a_llama_takes_all_that_the_tokenizer_gives(tmp_path: Path, tokenizer_file: Path) -> None:
+    """transformers 4 gives `token_type_ids` where it is not told, and then `generate` refuses them."""
+    hf.write_tokenizer(tmp_path, tokenizer_file, 96)
+    given = read_json(tmp_path / "tokenizer_config.json")["model_input_names"]
+    assert given == [*AutoTokenizer.from_pretrained(tmp_path)("a")]
+    assert signature(LlamaForCausalLM.forward).parameters.keys() >= {*given}
 
 
 def relative_errors(expected: weights.Stored, found: weights.Stored) -> float:
