@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model import weights
+from model import arrays, weights
 from model.errors import KodaError
 from model.export import adopt, gguf, hf, mlx, tensors
 from model.export.about import About
@@ -135,6 +135,28 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, tokenizer_file:
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
+
+
+def test_an_adopted_model_is_promoted_without_a_second_copy(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not one that is damaged, or holds what no model may."""
+    theirs(tmp_path / "theirs", "bfloat16")
+    adopted = tmp_path / "adopted"
+    figures = adopt.adopt(str(tmp_path / "theirs"), str(tokenizer_file), str(adopted))
+    assert adopt.promote(str(adopted), str(tmp_path / "good")) == {"parameters": figures["parameters"]}
+    files = [path.relative_to(adopted) for path in adopted.rglob("*") if path.is_file()]
+    assert files and all((tmp_path / "good" / path).samefile(adopted / path) for path in files)
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr(arrays, "read_parts", lambda *_: [("norm/scale", np.array([1, np.nan], "bfloat16"))])
+        with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
+            adopt.promote(str(adopted), str(tmp_path / "bad"))
+    commit = (adopted / "COMMIT.json").read_text()
+    (adopted / "COMMIT.json").unlink()
+    (adopted / "COMMIT.json").write_text(commit.replace('"crc32": ', '"crc32": 1'))
+    with pytest.raises(arrays.Broken, match="checksum"):
+        adopt.promote(str(adopted), str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
 
 
 def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
