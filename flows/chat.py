@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from model.data.chat import Message
 from model.data.chat import prompt as render
 from model.errors import KodaError
-from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime
+from model.export.runtimes import HuggingFace, Jax, LlamaCpp, Mlx, Runtime, installed
 from model.files import read_json
 from model.sampling import Sampling
 from tasks.run import existing, folder_of
@@ -29,6 +29,7 @@ def open_runtime(name: str, runtime: str) -> Runtime:
         raise KodaError(f"run {name!r} has no {folder / place} yet: the command that began it goes on with it.")
     if runtime == "jax":
         return Jax(found[0].parent, folder / "tokenize/tokenizer.json")
+    installed([runtime])
     if runtime == "gguf":
         return LlamaCpp(found[0], read_json(folder / WEIGHTS)["config"]["max_position_embeddings"])
     return HuggingFace(found[0].parent) if runtime == "hf" else Mlx(found[0].parent)

@@ -91,7 +91,8 @@ def write_checksums(folder: Path) -> None:
 def checksums(path: Path) -> dict[str, str]:
     """What `write_checksums` noted: each file's hash. Raises KodaError for a line of another form."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as file names that are not UTF-8 are held
+    for number, line in enumerate(text.splitlines(), 1):
         digest, gap, name = line.partition("  ")
         if len(digest) != 64 or not gap or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise KodaError(f"{path}, line {number}: not a SHA-256, two spaces and a file of this folder.")

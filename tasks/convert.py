@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from model.errors import KodaError
 from model.export.kquants import KINDS as KQUANTS
 from model.export.kquants import SUPERBLOCK, library
+from model.export.runtimes import installed
 from model.files import read_json, write_json
 from tasks.about import About
 from tasks.progress import progress
@@ -78,9 +79,10 @@ class Convert(Section):
         return ""
 
 
-@stage(version=2)
+@stage(version=3)
 def convert(out: Path, settings: Convert, about: About, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
     """Write hf/, gguf/ and mlx/, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
+    installed(settings.formats)  # refuse before anything is written
     log = out / "convert.log"
     written = call(
         "model.export.convert:write",

@@ -96,7 +96,10 @@ def remote(api: Any, repository: str) -> tuple[dict[str, str], set[str]]:
         return there, set()
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(api.hf_hub_download(repository, CHECKSUMS, local_dir=scratch))
-        return there, {*checksums(listed), CHECKSUMS}
+        try:
+            return there, {*checksums(listed), CHECKSUMS}
+        except KodaError:  # somebody else's, or damaged: what is not known to be ours is not removed
+            return there, set()
 
 
 @contextmanager
@@ -133,19 +136,18 @@ def told(place: str, found: list[Change]) -> Iterator[str]:
     retry_condition_fn=worth_retrying,
 )
 def upload(repository: str, folder: Path, private: bool) -> str:
-    """Make `repository` what `folder` is, in one commit; returns the commit, or nothing where none was needed.
+    """Make `repository` what `folder` is, in one commit; returns the commit that the repository is then at.
 
     Large files go before it: one that fails leaves the version before whole, and what arrived is not sent again.
     Raises KodaError where the Hub refuses the token or the card.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
     api = HfApi(token=token())
     with refusals(repository):
         found = changes(folder, *remote(api, repository))
         for line in told(repository, found):
             say(f"publish    {line}")
-        api.create_repo(repository, private=private, exist_ok=True)
         operations: list[Any] = [
             CommitOperationDelete(change.path)
             if change.sign == "-"
@@ -153,11 +155,11 @@ def upload(repository: str, folder: Path, private: bool) -> str:
             for change in found
             if change.sign != "="
         ]
-        if not operations:
-            return ""
-        try:
-            return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)
-        except ValueError as error:  # of many kinds; this one comes before anything is sent
-            if "Invalid metadata in README.md" not in str(error):
-                raise
+        if not operations:  # the try before may have made the commit, and its answer was lost
+            return str(api.repo_info(repository).sha)
+        try:  # a commit asks this too, but then there is a repository that nothing comes into
+            ModelCard((folder / "README.md").read_text(encoding="utf-8")).validate()
+        except ValueError as error:
             raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.create_commit(repository, operations, commit_message="Publish with Koda").oid)

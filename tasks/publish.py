@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from pydantic import field_validator
 
 from model.errors import KodaError
 from model.files import finished, link, listing, read_json, write_checksums, write_json
@@ -20,11 +22,24 @@ KINDS = ("hf", "gguf", "mlx")
 
 
 class Publish(Section):
-    to: Annotated[str, Field(pattern=r"^(local|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)$")] = "local"
+    to: str = "local"
     """`local` lays the repositories out in the run's folder; USER/NAME also uploads them to the Hub, with the token in
     HF_TOKEN or in the Prefect Secret block `hf-token`."""
     private: bool = True
     """Repositories that are made on the Hub are private at first."""
+
+    @field_validator("to")
+    @classmethod
+    def place(cls, to: str) -> str:
+        if to != "local":
+            if "/" not in to:
+                raise ValueError(f"publish.to = {to!r}: it takes `local`, or USER/NAME for the Hub.")
+            try:
+                for kind in KINDS:
+                    validate_repo_id(repository(to, kind))
+            except HFValidationError as error:
+                raise ValueError(f"publish.to = {to!r}: {error}") from None
+        return to
 
 
 @stage(version=3)
@@ -39,10 +54,18 @@ def publish(
         hub.token()  # refuse before anything is sent
         with progress("publish", len(kinds)) as watch:
             for number, kind in enumerate(kinds):
-                watch(number, repository(settings.to, kind))
-                commits[kind] = hub.upload.with_options(task_run_name=f"upload {repository(settings.to, kind)}")(
-                    repository(settings.to, kind), out / kind, settings.private
-                )
+                place = repository(settings.to, kind)
+                watch(number, place)
+                upload = hub.upload.with_options(task_run_name=f"upload {place}")
+                try:
+                    commits[kind] = upload(place, out / kind, settings.private)
+                except KodaError:
+                    raise
+                except Exception as error:  # tried often enough: the stage's own retries would multiply its
+                    raise KodaError(
+                        f"{place} could not be brought up to date. {type(error).__name__}: {error}\n"
+                        "The same command goes on; what arrived is not sent again."
+                    ) from error
     where = str(out.parent / "publish") if settings.to == "local" else f"https://huggingface.co/{settings.to}"
     found = listing(out)
     size = sum(facts["size"] for facts in found.values())

@@ -62,24 +62,33 @@ class Run:
         self.name, self.folder = name, folder_of(name)
         self.start, self.until = start, until
         self._config_text = config_text
+        self._stood = ""  # what run.toml was before
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._lock = hold(self.folder / ".lock", f"runs/{self.name}")  # a second: `koda status` looks for a moment
         self._spend()
+        path = self.folder / "run.toml"
+        self._stood = path.read_text(encoding="utf-8") if path.is_file() else ""
         for line in self._changes():
             say(line)
-        if self._config_text:
-            with finished(self.folder / "run.toml") as file:
-                file.write(self._config_text)
+        self._configure(self._config_text)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        done = kind is None or issubclass(kind, Reached)
+        if self.start == STAGES[-1] and not done:  # else the next `koda run` would upload to where this failed
+            self._configure(self._stood)
         append(self.folder / LIVES, {"time": time.time(), "event": "end"})
         if self._lock:
             self._lock.close()
-        return kind is not None and issubclass(kind, Reached)
+        return kind is not None and done
+
+    def _configure(self, text: str) -> None:
+        if text:
+            with finished(self.folder / "run.toml") as file:
+                file.write(text)
 
     def _spend(self) -> None:
         """Count the lives of this run whose process died without having got further than the one before.
@@ -104,10 +113,9 @@ class Run:
 
     def _changes(self) -> list[str]:
         """What this command sets otherwise than the one before it on this run."""
-        path = self.folder / "run.toml"
-        if not path.is_file() or not self._config_text:
+        if not self._stood or not self._config_text:
             return []
-        old, new = (flat(tomllib.loads(text)) for text in (path.read_text(encoding="utf-8"), self._config_text))
+        old, new = (flat(tomllib.loads(text)) for text in (self._stood, self._config_text))
         changed = (key for key in new if old.get(key) != new[key])
         return [f"changed    {key} = {new[key]!r}, was {old.get(key, 'not set')!r}" for key in changed]
 

@@ -271,13 +271,15 @@ class Handler(BaseHTTPRequestHandler):
 
     @endpoint("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Json:
-        """HfApi.upload_folder and create_commit before a README.md, and RepoCard.validate, which sends no token"""
+        """HfApi.upload_folder and create_commit before a README.md; RepoCard.validate, without a token and in text"""
         head = re.match(r"---\r?\n(.*?)\r?\n---", self.json["content"], re.DOTALL)
         try:
             metadata = yaml.safe_load(head[1]) if head else {}
             wrong = "" if isinstance(metadata, dict) and metadata.get("license") else '"license" is required'
         except yaml.YAMLError as error:
             wrong = str(error)
+        if wrong and self.headers["Accept"] == "text/plain":
+            refuse(400, f"- Error: {wrong}".encode(), **{"Content-Type": "text/plain"})
         if wrong:
             refuse(400, {"errors": [{"message": wrong}], "warnings": []})
         return {"errors": [], "warnings": []}

@@ -41,8 +41,9 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
     Raises KodaError for what is no model, and for a tokenizer that knows more tokens than the model has.
     """
     if path.suffix == ".gguf" and path.is_file():
-        stored, tokenizer = gguf.read(path), gguf_tokenizer.read(gguf.opened(path), path)
-        return _subject(path, stored, tokenizer, tokenizers.end_of_text(tokenizer))
+        reader = gguf.opened(path)
+        tokenizer = gguf_tokenizer.read(reader, path)
+        return _subject(path, gguf.stored(reader, path), tokenizer, tokenizers.end_of_text(tokenizer))
     if (path / arrays.COMMIT).is_file():
         if tokenizer_file is None:
             raise KodaError(f"{path} holds weights without a tokenizer, and lies in no run that has one.")

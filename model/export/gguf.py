@@ -64,7 +64,11 @@ def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: Abo
 
 def read(path: Path) -> Stored:
     """The model in a GGUF file, what is quantised as float32. Raises KodaError for what is not Koda's network."""
-    reader = opened(path)
+    return stored(opened(path), path)
+
+
+def stored(reader: GGUFReader, path: Path) -> Stored:
+    """The same of a file that is open already: with a large vocabulary, opening one takes seconds."""
     shape = read_shape(reader, path)
     names = {gguf_name(name): name for name in shapes(shape)}
     found: dict[str, np.ndarray] = {}

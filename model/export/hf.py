@@ -71,6 +71,7 @@ def write_tokenizer(folder: Path, tokenizer_file: Path, context: int) -> None:
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
+            "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
             "chat_template": TEMPLATE,
         },
     )

@@ -7,14 +7,28 @@ which the others are compared with.
 import json
 import threading
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from model.data import chat
+from model.errors import KodaError
 from model.sampling import Sampling
+
+PACKAGES = {"hf": "torch", "gguf": "xllamacpp", "mlx": "mlx_lm"}  # what opens each kind of export
+
+
+def installed(kinds: Iterable[str]) -> None:
+    """Raises KodaError where these kinds of exports cannot be opened here, for want of a package."""
+    missing = [f"{PACKAGES[kind]} ({kind})" for kind in kinds if find_spec(PACKAGES[kind]) is None]
+    if missing:
+        raise KodaError(
+            f"what opens the exports is not installed: {', '.join(missing)}. In Koda's folder, "
+            "`uv pip install --constraint requirements.lock --editable . --group verify` installs it."
+        )
 
 
 class Answer(NamedTuple):

@@ -1,3 +1,4 @@
+import re
 import tomllib
 
 import pytest
@@ -38,12 +39,29 @@ def test_an_override_is_read_as_what_it_is() -> None:
         ({"model.hidden_size": "18"}, "size must be even"),
         ({"sft.lora_targets": '["q_prj"]'}, "q_prj"),
         ({"model.qk_norm": "true"}, r"model\.qk_norm = true: hf, gguf, mlx .* has no norm on queries"),
-        ({"publish.to": "not a repository"}, r"publish\.to"),
+        ({"publish.to": "tiny"}, r"publish\.to = 'tiny': it takes `local`, or USER/NAME"),
+        *(
+            ({"publish.to": to}, rf"^publish\.to = '{re.escape(to)}': .*'{re.escape(named)}'")
+            for to, named in (
+                ("not/a repository", "not/a repository"),
+                ("user/a--b", "user/a--b"),
+                ("user/a..b", "user/a..b"),
+                ("user/a.", "user/a."),
+                ("user/a-", "user/a-"),
+                ("user/a.git", "user/a.git"),
+                ("user/a/b", "user/a/b"),
+                ("user/" + "a" * 92, "user/" + "a" * 92 + "-GGUF"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(overrides: dict[str, str], message: str) -> None:
     with pytest.raises(KodaError, match=message):
         load("tiny", parsed(overrides))
+
+
+def test_the_longest_repository_that_the_hub_takes() -> None:
+    assert load("tiny", {"publish.to": "user/" + "a" * 91}).publish.to.endswith("aaa")
 
 
 def test_an_unknown_preset_names_the_known() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import prefect
 import pytest
 from huggingface_hub import HfApi, ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from prefect import flow
 from prefect.blocks.system import Secret
 
@@ -192,6 +191,24 @@ def test_verify_tells_a_true_copy_from_a_damaged_one(
         assert main(["verify", str(copy)]) == 0
 
 
+@pytest.mark.parametrize("listed", [b"SHA256 (a) = 00\n", b"\xff\xfe\n", f"{'0' * 64}  ../a\n".encode()])
+def test_a_list_of_another_form_is_nobody_s_and_said_so(
+    hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: bytes
+) -> None:
+    """To who verifies a copy, in one line; and what is there beside it stays."""
+    put(tmp_path / "CHECKSUMS", listed)
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("user/tiny")
+    for name in ("a", "CHECKSUMS"):
+        api.upload_file(path_or_fileobj=listed, path_in_repo=name, repo_id="user/tiny")
+    publishing()
+    assert published(hub) == contents(run / "publish/hf") | {"a": listed}
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 1
+    told = f"koda: {tmp_path}/CHECKSUMS, line 1: not a SHA-256, two spaces and a file of this folder.\n"
+    assert capsys.readouterr().err == told
+
+
 def test_only_what_changed_is_sent(hub: Hub, run: Path) -> None:
     publishing()
     before, received = trees(hub), hub.received
@@ -251,12 +268,35 @@ def test_a_commit_that_never_succeeds_leaves_the_version_before(hub: Hub, run: P
     before, received = hub.repos["user/tiny"].head, hub.received
     put(run / "convert/hf/model.safetensors", WEIGHTS[::-1])
     hub.fail("/api/models/user/tiny/commit/main", 504, times=6)
-    with pytest.raises(HfHubHTTPError, match="504"):
+    with pytest.raises(KodaError, match=r"user/tiny could not be brought up to date.*504"):
         publishing()
     assert hub.repos["user/tiny"].head is before and hub.received == received + len(WEIGHTS)
     publishing()
     assert published(hub) == contents(run / "publish/hf") and published(hub)["model.safetensors"] == WEIGHTS[::-1]
     assert hub.received == received + len(WEIGHTS)
+
+
+def test_a_commit_whose_answer_is_lost_is_still_named(hub: Hub, run: Path, at_once: None) -> None:
+    """By the next try, which finds nothing left to do; and by a publishing later on."""
+    hub.fail("/api/models/user/tiny/commit/main", "lost")
+    for _ in range(2):
+        commits = publishing().figures["commits"]
+        assert commits == {kind: hub.repos[place].head.oid for kind, place in PLACES.items()}
+    assert all(len(repo.commits) == 2 for repo in hub.repos.values())
+
+
+def test_a_place_that_was_published_to_in_vain_is_not_where_the_run_goes(
+    hub: Hub, run: Path, at_once: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command: the stage adds no retries to those of the upload, and run.toml is as it was."""
+    commit, before = "/api/models/user/tiny/commit/main", (run / "run.toml").read_text()
+    hub.fail(commit, 504, times=6)
+    assert main(["publish", "tiny", "--to", "user/tiny"]) == 1
+    assert "504" in capsys.readouterr().err
+    assert [path for _, path in hub.requests].count(commit) == 6
+    assert (run / "run.toml").read_text() == before and 'to = "local"' in before
+    assert main(["publish", "tiny", "--to", "user/tiny"]) == 0
+    assert 'to = "user/tiny"' in (run / "run.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +324,7 @@ def test_without_a_token_that_may_write_nothing_is_sent(
         publishing(to)
     assert "\n" not in str(refused.value)
     assert (hub.repos, hub.received) == ({}, 0)
-    assert len({*hub.requests}) == len(hub.requests) == {"": 0, "hf_wrong": 1, None: 3}[token]
+    assert len({*hub.requests}) == len(hub.requests) == {"": 0, "hf_wrong": 1, None: 4}[token]
     if token is not None:
         capsys.readouterr()
         assert main(["publish", "tiny", "--to", to, "--dry-run"]) == 1
@@ -411,7 +451,7 @@ def test_a_card_that_the_hub_refuses_is_an_error_of_its_own(
     hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.publish.card", lambda *_: "---\nlanguage: en\n---\n")
-    with pytest.raises(KodaError, match=r'does not take the card of user/tiny: .*README.md.\n- "license" is required'):
+    with pytest.raises(KodaError, match='does not take the card of user/tiny: - Error: "license" is required'):
         publishing()
-    assert published(hub) == {} and hub.received == 0
+    assert hub.repos == {} and hub.received == 0
     assert [path for _, path in hub.requests].count("/api/validate-yaml") == 1

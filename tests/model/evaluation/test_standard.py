@@ -81,9 +81,16 @@ def test_the_harness_can_have_koda_generate(made: Path, tokenizer_file: Path) ->
 
 
 def test_every_form_of_one_model_is_the_same_subject(
-    made: Path, tokenizer_file: Path, exported: Path, tmp_path: Path, standard_items: Path
+    made: Path,
+    tokenizer_file: Path,
+    exported: Path,
+    tmp_path: Path,
+    standard_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, Hugging Face, GGUF and MLX in half precision: the same answers, but for what rounding decides."""
+    opened, opening = [], gguf.opened
+    monkeypatch.setattr(gguf, "opened", lambda path: opened.append(path) or opening(path))
     stored = weights.read(made / "weights")
     gguf.write(tmp_path / "m.gguf", stored, tokenizer_file, "F16", About("m"))
     mlx.write(tmp_path / "mlx", exported, "fp16")
@@ -92,7 +99,7 @@ def test_every_form_of_one_model_is_the_same_subject(
     for path in (made / "weights", exported, tmp_path / "m.gguf", tmp_path / "mlx"):
         subject = open_model(path, tokenizer_file)
         found.append({name: one.figures["acc"] for name, one in ask(subject, Scorer(subject.model), items).items()})
-    assert found[0] == found[1]
+    assert found[0] == found[1] and opened == [tmp_path / "m.gguf"]
     assert all(abs(other[name] - found[0][name]) <= 1 / 20 + 1e-9 for other in found[2:] for name in other)
 
 

@@ -1,6 +1,7 @@
 """Other people's models: read, written again unchanged, and refused by name where Koda computes something else."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model import weights
+from model import arrays, weights
 from model.errors import KodaError
 from model.export import adopt, gguf, hf, mlx, tensors
 from model.export.about import About
@@ -136,10 +137,40 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, tokenizer_file:
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
 
 
+def test_an_adopted_model_is_promoted_without_a_second_copy(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not one that is damaged, or holds what no model may."""
+    theirs(tmp_path / "theirs", "bfloat16")
+    adopted = tmp_path / "adopted"
+    figures = adopt.adopt(str(tmp_path / "theirs"), str(tokenizer_file), str(adopted))
+    assert adopt.promote(str(adopted), str(tmp_path / "good")) == {"parameters": figures["parameters"]}
+    files = [path.relative_to(adopted) for path in adopted.rglob("*") if path.is_file()]
+    assert files and all((tmp_path / "good" / path).samefile(adopted / path) for path in files)
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr(arrays, "read_parts", lambda *_: [("norm/scale", np.array([1, np.nan], "bfloat16"))])
+        with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
+            adopt.promote(str(adopted), str(tmp_path / "bad"))
+    commit = (adopted / "COMMIT.json").read_text()
+    (adopted / "COMMIT.json").unlink()
+    (adopted / "COMMIT.json").write_text(commit.replace('"crc32": ', '"crc32": 1'))
+    with pytest.raises(arrays.Broken, match="checksum"):
+        adopt.promote(str(adopted), str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
+
+
 def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
     theirs(tmp_path, vocab_size=500)
     with pytest.raises(KodaError, match="its tokenizer has 512 entries, its embedding 500 rows"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
+
+
+def test_a_llama_takes_all_that_the_tokenizer_gives(tmp_path: Path, tokenizer_file: Path) -> None:
+    """transformers 4 gives `token_type_ids` where it is not told, and then `generate` refuses them."""
+    hf.write_tokenizer(tmp_path, tokenizer_file, 96)
+    given = read_json(tmp_path / "tokenizer_config.json")["model_input_names"]
+    assert given == [*AutoTokenizer.from_pretrained(tmp_path)("a")]
+    assert signature(LlamaForCausalLM.forward).parameters.keys() >= {*given}
 
 
 def relative_errors(expected: weights.Stored, found: weights.Stored) -> float:
