@@ -39,16 +39,15 @@ class Newest(NamedTuple):
 
 
 def newest(run: Path) -> Newest | None:
-    """The last checkpoint of a pretraining that is not done, or else what was published; None: neither yet."""
-    if not (run / "pretrain" / RECORD).is_file():
-        step = newest_step(run / "pretrain")
-        path = run / "pretrain" / CHECKPOINTS / str(step)
-        return Newest("checkpoint", f"step {step:,}", path, sha256(path / "COMMIT.json")) if step else None
-    path = run / "publish/hf"
-    if not (path / CHECKSUMS).is_file():
-        return None
-    weights = [digest for file, digest in checksums(path / CHECKSUMS).items() if file.endswith(".safetensors")]
-    return Newest("published", "the published model", path, _digest(weights))
+    """What was published, or the last checkpoint: where nothing was yet, and while a pretraining goes on. None: neither
+    is there."""
+    published, step = run / "publish/hf", newest_step(run / "pretrain")
+    if (run / "pretrain" / RECORD).is_file() and (published / CHECKSUMS).is_file():
+        listed = checksums(published / CHECKSUMS)
+        weights = [digest for file, digest in listed.items() if file.endswith(".safetensors")]
+        return Newest("published", "the published model", published, _digest(weights))
+    path = run / "pretrain" / CHECKPOINTS / str(step)
+    return Newest("checkpoint", f"step {step:,}", path, sha256(path / "COMMIT.json")) if step else None
 
 
 def run_to_measure(name: str) -> Path:

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,6 +163,31 @@ def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
         assert reply.read().startswith(b"\x89PNG")
     with pytest.raises(urllib.error.HTTPError):  # where the secrets of the server lie
         urllib.request.urlopen((up.folder / "runs/.prefect/files.url").read_text() + "/.prefect/prefect.db")
+
+
+@pytest.mark.timeout(600)
+def test_a_failure_is_told_where_the_notice_block_says(up: Up) -> None:
+    heard: list[dict] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        make = (
+            "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block\n"
+            f"told = {{'subject': '{{{{subject}}}}', 'body': '{{{{body}}}}'}}\n"
+            f"Block(name='hook', url='http://127.0.0.1:{server.server_port}', json_data=told).save('koda-notice')"
+        )
+        subprocess.run([sys.executable, "-c", make], env=up.environment, check=True)
+        up.koda("up")
+        up.prefect("deployment", "run", "koda/sft", "--param", "name=nobody")
+        await_(lambda: bool(heard))
+        server.shutdown()
+    assert heard[0]["subject"] == "Koda: nobody · sft failed" and "there is no run 'nobody'" in heard[0]["body"]
 
 
 def await_(true: Callable[[], bool], seconds: float = 180) -> None:

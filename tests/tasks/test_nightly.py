@@ -112,6 +112,8 @@ def test_without_a_name_the_newest_run_is_measured(small: Path) -> None:
     os.utime(small / "run.toml", (1, 1))
     assert nightly.run_to_measure("") == other and nightly.run_to_measure("small") == small
     shutil.rmtree(other / "publish")
+    assert nightly.run_to_measure("") == other  # its last checkpoint
+    shutil.rmtree(other / "pretrain/checkpoints")
     assert nightly.run_to_measure("") == small
     with pytest.raises(KodaError, match="run 'other' has neither a checkpoint nor a published model"):
         nightly.run_to_measure("other")
