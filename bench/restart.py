@@ -16,7 +16,7 @@ from pathlib import Path
 
 from alternate import Spread, show
 
-from flows.config import load
+from flows.config import load, parsed
 from model.files import read_json
 from model.training.job import Job
 from model.training.protocol import Heartbeat
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    config = load(arguments.preset, dict(text.split("=") for text in arguments.set))
+    config = load(arguments.preset, parsed(dict(text.split("=") for text in arguments.set)))
     figures = read_json(arguments.tokens / "stage.json")["figures"]
     with tempfile.TemporaryDirectory() as folder:
         job = config.pretrain.job(

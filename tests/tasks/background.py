@@ -5,7 +5,12 @@ from pathlib import Path
 
 
 def place() -> dict:
-    return {"nice": os.nice(0), "first to go": Path("/proc/self/oom_score_adj").read_text().strip()}
+    session = Path("/proc/self/autogroup")
+    return {
+        "nice": os.nice(0),
+        "session": session.read_text().split()[-1] if session.is_file() else "19",
+        "first to go": Path("/proc/self/oom_score_adj").read_text().strip(),
+    }
 
 
 def swell() -> int:

@@ -125,9 +125,11 @@ def test_a_night_yields_to_all_others_and_takes_no_more_memory_than_it_may(tmp_p
 
     def outcome(gigabytes: float, **more: object) -> subprocess.CompletedProcess:
         path.write_text(json.dumps({**order, **more, "background_gb": gigabytes}))
-        return subprocess.run([sys.executable, "-m", "model.process", str(path)], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "model.process", str(path)], capture_output=True, text=True, start_new_session=True
+        )
 
     assert outcome(4.0).returncode == 0
-    assert json.loads((tmp_path / "result.json").read_text()) == {"nice": 10, "first to go": "1000"}
+    assert json.loads((tmp_path / "result.json").read_text()) == {"nice": 19, "session": "19", "first to go": "1000"}
     refused = outcome(4.0, function="tests.tasks.background:swell")
     assert refused.returncode == 78 and "swell needs more memory than the 4 GB that it may take" in refused.stderr
