@@ -236,6 +236,8 @@ def verify_(arguments: argparse.Namespace) -> int:
     if not listed.is_file():
         raise KodaError(f"{arguments.folder} has no file {CHECKSUMS}: it is no folder that Koda published.")
     found = checksums(listed)
+    if not found:
+        raise KodaError(f"{listed} lists no file: this is no copy of what Koda published.")
     wrong = [
         f"{path}: {'is not what was published' if (arguments.folder / path).is_file() else 'is missing'}"
         for path, digest in found.items()

@@ -1,0 +1,58 @@
+"""The commands of the README, copied from it, as somebody who has never seen this types them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flows.cli import parser
+from tests.flows.test_pipeline import command
+from tests.flows.test_up import Up, up
+from tests.hub import Hub
+
+__all__ = ["up"]  # the fixture
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.split("#")[0].strip()
+]
+
+
+@pytest.mark.parametrize("words", [c[1:] for c in COMMANDS if c[0].endswith("bin/koda")], ids=" ".join)
+def test_every_koda_command_of_the_readme_is_one(words: list[str]) -> None:
+    parser().parse_args(words)
+
+
+def test_there_are_some() -> None:
+    assert sum(c[0].endswith("bin/koda") for c in COMMANDS) > 15
+    assert ["make", "run"] in COMMANDS
+
+
+@pytest.mark.timeout(900)
+def test_a_strangers_path(up: Up) -> None:
+    """A smaller run than `make run` makes, under its name; then what the README says of it, of a run that Prefect starts,
+    of a night, and of what publishing would change."""
+    (up.folder / "rows.jsonl").write_text(
+        "".join(f'{{"instruction": "Say {n}", "context": "", "response": "Yes."}}\n' for n in range(300))
+    )
+    up.koda(*command("tiny")[1:])
+    for line in ("koda status tiny", "koda report tiny", "koda verify runs/tiny/publish/hf"):
+        assert "tiny" in up.koda(*typed(line))
+    up.prefect(*typed("prefect deployment run koda/nightly-eval"), "--watch")
+    assert (up.folder / "runs/tiny/nightly/history.jsonl").is_file()
+    started = typed("prefect deployment run koda/pretrain --param name=short")
+    assert "Completed" in up.prefect(*(word.replace("short", "tiny") for word in started), "--watch")
+    with Hub() as hub:
+        online = up._replace(environment=up.environment | hub.env)
+        told = online.koda(*typed("koda publish tiny --to USER/NAME --dry-run"))
+    assert all(f"USER/NAME{kind}: " in told for kind in ("", "-GGUF", "-MLX")) and not hub.repos
+
+
+def typed(beginning: str) -> list[str]:
+    """The words behind the program of the one command that begins so."""
+    (found,) = [c for c in COMMANDS if [Path(c[0]).name, *c[1:]][: len(beginning.split())] == beginning.split()]
+    return found[1:]
