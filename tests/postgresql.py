@@ -1,8 +1,8 @@
 """A PostgreSQL of its own on this machine, from Debian's package, gone with the `with` block.
 
-    with PostgreSQL() as database:
-        subprocess.run(["koda", "up"], env=os.environ | database.env)
-        database.ask("SELECT count(*) FROM flow_run")
+with PostgreSQL() as database:
+    subprocess.run(["koda", "up"], env=os.environ | database.env)
+    database.ask("SELECT count(*) FROM flow_run")
 """
 
 import getpass
@@ -54,7 +54,7 @@ class PostgreSQL:
         return self._run("psql", "--host=127.0.0.1", f"--port={self.port}", "-U", self.user, "-Atc", query, "postgres")
 
     def _run(self, command: str, *arguments: str) -> str:
-        """One of PostgreSQL's commands. Its output goes to a file, for the server that pg_ctl leaves behind holds it."""
+        """One of its commands. The output goes to a file, for the server that pg_ctl leaves behind holds that open."""
         environment = {**os.environ, "PGDATA": str(self.folder / "data"), "PGPASSWORD": self.password}
         with tempfile.TemporaryFile("w+") as told:
             done = subprocess.run(
