@@ -127,16 +127,7 @@ class Place:
         (self.folder / "runs").mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "koda-chaos", str(self.folder / "runs")]
         self.has_a_disk = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
-        for name in ("flows", "tasks", "model", "prefect.yaml"):
-            source, target = PROJECT / name, self.folder / "project" / name
-            target.parent.mkdir(exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-        text = self.folder / "project/text"
-        text.mkdir()
-        from model.data import docs
-
-        for number, topic in enumerate(docs.topics()):
-            (text / f"{number:03}.txt").write_text(topic.text)
+        lay_out(self.folder / "project")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -261,6 +252,20 @@ class Place:
             for f in (alone, self.training)
         ]
         return sums[0] == sums[1]
+
+
+def lay_out(folder: Path) -> None:
+    """A copy of the project's code, with a text to train on: the interpreter's help topics."""
+    for name in ("flows", "tasks", "model", "prefect.yaml"):
+        source, target = PROJECT / name, folder / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    text = folder / "text"
+    text.mkdir()
+    from model.data import docs
+
+    for number, topic in enumerate(docs.topics()):
+        (text / f"{number:03}.txt").write_text(topic.text)
 
 
 def kill(place: Place) -> None:

@@ -16,6 +16,9 @@ SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    # Runs wait for each other here, and that is not late. With 200 waiting, marking them kept SQLite locked for
+    # minutes: a new run took seconds to enter, and events that automations wait for were lost.
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 
 

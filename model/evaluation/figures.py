@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from model.evaluation.items import Item
-from model.evaluation.score import Score
+
+if TYPE_CHECKING:  # a flow's process reads these figures, and must not wait for JAX
+    from model.evaluation.score import Score
 
 BINS = 10  # of confidence
 ABOVE = 2.0  # standard errors above chance that count
@@ -21,7 +22,7 @@ class Marked(NamedTuple):
     right: list[bool]
 
 
-def mark(items: Sequence[Item], scores: Sequence[Score]) -> Marked:
+def mark(items: Sequence[Item], scores: Sequence["Score"]) -> Marked:
     """Accuracy over the items of one task, `scores` being those of all their choices in order.
 
     acc: the likeliest continuation is the answer; acc_norm: the likeliest for each character of it; both as in
@@ -66,7 +67,7 @@ def _variance(share: float) -> float:
     return share * (1 - share)
 
 
-def _perplexity(scores: Sequence[Score]) -> float:
+def _perplexity(scores: Sequence["Score"]) -> float:
     """Of whole continuations, as LAMBADA's is given."""
     return round(math.exp(-float(np.mean([score.logprob for score in scores]))), 4)
 
@@ -102,6 +103,8 @@ class Paired(NamedTuple):
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Compare what two models got right of the same items: only where they part does an item say anything."""
+    from scipy.stats import binomtest  # slow to import, and seldom needed
+
     a, b = np.array(first, float), np.array(second, float)
     won, lost = int(((b - a) > 0).sum()), int(((b - a) < 0).sum())
     p = binomtest(won, won + lost).pvalue if won + lost else 1.0

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from model.evaluation.figures import paired, quote
 
@@ -27,6 +26,8 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> list[Compared]:
     Bits per byte are compared document by document (paired t-test), tasks item by item (exact McNemar test), each at
     its share of LEVEL (Bonferroni): so many comparisons each night, and the level is that of the night.
     """
+    from scipy.stats import ttest_rel  # slow to import, and seldom needed
+
     tasks = [(suite, name) for suite, named in now["right"].items() for name in named if now["right"][suite][name]]
     level = LEVEL / (1 + len(tasks))
     old, new = (np.array(record["documents"], float) for record in (before, now))

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +76,9 @@ class Up(NamedTuple):
         return int((self.folder / f"runs/.prefect/{name}.lock").read_text())
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Up]:
-    folder = tmp_path_factory.mktemp("up")
+@contextmanager
+def brought_up(folder: Path, prose: str, **environment: str) -> Iterator[Up]:
+    """`koda up` in a folder with a copy of the project and a text, and `koda down` at the end."""
     for name in DEPLOYED:
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
@@ -87,7 +88,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Up]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+    up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", **environment})
     try:
         assert f"Koda is up: http://127.0.0.1:{port}" in up.koda("up")
         yield up
@@ -96,6 +97,12 @@ def up(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Up]:
     assert up.koda("down") == "nothing was up\n"
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         pass  # nothing is left that listens
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Up]:
+    with brought_up(tmp_path_factory.mktemp("up"), prose) as up:
+        yield up
 
 
 @pytest.mark.timeout(600)

@@ -1,0 +1,11 @@
+"""What the process of a flow run loads: each of them pays for it, in seconds of its start and in memory."""
+
+import subprocess
+import sys
+
+
+def test_a_flow_loads_neither_jax_nor_what_computes() -> None:
+    heavy = {"jax", "flax", "scipy", "torch", "transformers", "datasets"}
+    code = f"import sys, flows.stages, flows.nightly; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,28 @@
+"""Koda on a Prefect server that keeps its state in PostgreSQL, as a server for more than one person does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.config import parsed
+from tests.flows.test_pipeline import SMALL
+from tests.flows.test_up import brought_up
+from tests.postgresql import ABSENT, PostgreSQL
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=ABSENT)]
+
+
+@pytest.mark.timeout(900)
+def test_the_whole_pipeline_on_a_worker(tmp_path: Path, prose: str) -> None:
+    with PostgreSQL() as database, brought_up(tmp_path, prose, **database.env) as up:
+        rows = ({"instruction": f"Say {n}", "context": "", "response": "Yes."} for n in range(300))
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["--param", "name=small", "--param", f"settings={json.dumps(parsed(SMALL))}"]
+        assert "Completed" in up.prefect("deployment", "run", "koda/pipeline", *given, "--watch")
+        found = json.loads(up.koda("status", "small", "--json"))
+        assert [stage["state"] for stage in found["stages"]] == ["done"] * 8
+        assert database.ask("SELECT name, state_type FROM flow_run") == "small|COMPLETED"
+        built = database.ask("SELECT name FROM task_run WHERE state_type = 'COMPLETED'").splitlines()
+        assert {"tokenize", "sft", "extend", "convert", "evaluate", "publish"} <= set(built)
+        assert not list(tmp_path.rglob("prefect.db*"))
