@@ -15,6 +15,9 @@ SETTINGS = {
     # 22 to 28 s were seen on a fresh database; Prefect itself waits 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
+    # The newer UI asks amplitude.com for orders at every page, whatever analytics are set to; the older asks nobody.
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     # Runs wait for each other here, and that is not late. With 200 waiting, marking them kept SQLite locked for
     # minutes: a new run took seconds to enter, and events that automations wait for were lost.

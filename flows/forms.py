@@ -1,5 +1,6 @@
 """What the Prefect UI asks before a run: the settings with their titles, their meaning and their bounds."""
 
+import json
 import tomllib
 from functools import cache
 from importlib import resources
@@ -10,8 +11,17 @@ from pydantic import Field, WithJsonSchema
 from flows.config import RunConfig, Settings, presets
 from tasks.run import NAME
 
-Name = Annotated[str, Field(pattern=NAME)]
-Preset = Annotated[str, Field(json_schema_extra={"enum": ["", *presets()]})]
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
+
+
+def field(title: str, choices: list[str] | None = None, **bounds: Any) -> Any:
+    """A parameter of a flow, as the UI titles it; `choices` are all that it takes, beside nothing."""
+    extra: dict[str, Any] = {"title": title} | ({"enum": ["", *choices]} if choices else {})
+    return Field(json_schema_extra=extra, **bounds)
+
+
+Name = Annotated[str, field("Name", pattern=NAME)]
+Preset = Annotated[str, field("Preset", presets())]
 
 
 def form(*sections: str) -> Any:
@@ -21,27 +31,39 @@ def form(*sections: str) -> Any:
     in words and not as a value, which would be laid over the run's.
     """
     fields = {name: _section(name) for name in sections or RunConfig.model_fields}
-    schema = {"type": "object", "title": "Settings", "properties": fields, "additionalProperties": False}
-    return Annotated[Settings, WithJsonSchema(schema)]
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    return Annotated[Settings, WithJsonSchema(schema), field("Settings")]
 
 
 def _section(name: str) -> dict[str, Any]:
-    field = RunConfig.model_fields[name]
-    schema = field.annotation.model_json_schema()  # type: ignore[union-attr]
-    fields = {}
-    for key, of in schema["properties"].items():
-        default = of.pop("default", None)
-        named = {preset: values[name][key] for preset, values in _presets().items() if key in values.get(name, {})}
-        said = [f"Default: {default!r}", *(f"{preset}: {value!r}" for preset, value in named.items())]
-        described = f"{' '.join(of.get('description', '').split())} {'; '.join(said)}."
-        fields[key] = {**of, "title": key.replace("_", " ").capitalize(), "description": described}
+    section: Any = RunConfig.model_fields[name].annotation
+    fields = section.model_json_schema()["properties"]
+    own = sorted(fields, key=lambda key: key not in section.__annotations__)  # before those that every training has
     return {
         "type": "object",
         "title": name.capitalize(),
-        "description": field.description,
-        "properties": fields,
+        "description": RunConfig.model_fields[name].description,
+        "properties": {key: _setting(name, key, fields[key]) for key in own},
         "additionalProperties": False,
     }
+
+
+def _setting(section: str, key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    described, default = schema.pop("description", ""), schema.pop("default", None)
+    said = [f"Default {_value(default)}"]
+    said += [f"{name} {_value(of[section][key])}" for name, of in _presets().items() if key in of.get(section, {})]
+    said += [f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema]
+    if schema.get("type") == "boolean":  # the UI's switch has no third place: left alone, it would say no
+        del schema["type"]
+        schema["enum"] = [True, False]
+    for one in schema.get("anyOf", ()):
+        one["title"] = {"string": "One", "object": "Several"}[one["type"]]
+    title = key.replace("_", " ").capitalize()
+    return {**schema, "title": title, "description": f"{' '.join(described.split())}\n\n{'; '.join(said)}"}
+
+
+def _value(value: Any) -> str:
+    return "empty" if value in ("", None) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 @cache

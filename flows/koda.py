@@ -3,10 +3,9 @@
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
 from flows.config import as_toml, begun_with, load
-from flows.forms import Name, Preset, form
+from flows.forms import Name, Preset, field, form
 from tasks.checkpoint import checkpoint
 from tasks.convert import convert
 from tasks.evaluate import evaluate
@@ -19,22 +18,20 @@ from tasks.run import STAGES, Run, folder_of
 from tasks.sft import sft
 from tasks.tokenize import tokenize
 
-Stage = Annotated[str, Field(json_schema_extra={"enum": ["", *STAGES]})]
-
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
 def pipeline(
     preset: Preset = "",
     name: Name = "tiny",
-    start: Stage = "",
-    until: Stage = "",
+    start: Annotated[str, field("From", list(STAGES))] = "",
+    until: Annotated[str, field("Until", list(STAGES))] = "",
     settings: form() = None,  # type: ignore[valid-type]  # made from the configuration
 ) -> None:
     """Text to a published model: every stage, each skipped if its result already stands.
 
     Args:
         preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
-        name: the run's name; everything it makes lies in runs/<name>.
+        name: the run's name; everything it makes lies in runs/NAME.
         start: build this stage and those after it anew.
         until: end with this stage.
         settings: what to change; what is left empty is as the preset or the run has it.

@@ -3,20 +3,20 @@
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
 from flows.config import load
+from flows.forms import field
 from tasks.nightly import measure, run_to_measure
 
 
 @flow(name="koda", flow_run_name="nightly {name}", validate_parameters=False)
 def nightly_eval(
-    name: str = "",
-    memory_gb: Annotated[float, Field(gt=0)] = 16.0,
-    wait_hours: Annotated[float, Field(ge=0)] = 6.0,
+    name: Annotated[str, field("Name")] = "",
+    memory_gb: Annotated[float, field("Memory, GB", gt=0)] = 16.0,
+    wait_hours: Annotated[float, field("Wait, hours", ge=0)] = 6.0,
 ) -> None:
     """Evaluate a run's newest checkpoint, or its published model, compare with the nights before, and fail where it is
-    significantly worse. Adds a line to runs/<name>/nightly/history.jsonl. What is asked stands in the run's own
+    significantly worse. Adds a line to runs/NAME/nightly/history.jsonl. What is asked stands in the run's own
     settings, section evaluate.
 
     Args:

@@ -1,10 +1,10 @@
 """The pipeline in parts: a flow for each part that is started by itself."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import Flow, flow
 
-from flows.forms import Name, Preset, form
+from flows.forms import Name, Preset, field, form
 from flows.koda import pipeline
 from tasks.run import existing
 
@@ -19,7 +19,7 @@ def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = 
     def stages(
         name: Name = "tiny",
         preset: Preset = "",
-        anew: bool = False,
+        anew: Annotated[bool, field("Anew")] = False,
         settings: form(*sections) = None,  # type: ignore[valid-type]  # made from the configuration
     ) -> None:
         if not begins:
@@ -31,7 +31,7 @@ def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = 
     A stage before it whose result stands is skipped; one whose settings changed is built again.
 
     Args:
-        name: the run's name; everything it makes lies in runs/<name>.
+        name: the run's name; everything it makes lies in runs/NAME.
         preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings{", or tiny's for a new run" * begins}.
         anew: build it although its result stands.
         settings: what to change; what is left empty is as the preset or the run has it.

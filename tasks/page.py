@@ -20,7 +20,7 @@ from tasks.run import address
 
 EVERY = 20.0  # seconds between two looks
 PICTURE = "curve.png"
-TOLD = ("crash", "resume", "rollback", "spike", "skipped", "preemption", "save failed", "given up")
+TOLD = {"crash", "resume", "rollback", "spike", "skipped", "preemption", "save failed", "given up"}
 
 
 class Page:
@@ -31,6 +31,7 @@ class Page:
         self.run = folder.parent.name
         self._progress: UUID | None = None
         self._told: dict[str, Any] = {}
+        self._next = 0.0  # the step from which on a new table and a new picture are worth their place
 
     def update(self) -> None:
         """Show what has changed since the last time."""
@@ -46,10 +47,12 @@ class Page:
             self._progress = UUID(str(create_progress_artifact(share, key=key, description=words)))
         else:
             update_progress_artifact(self._progress, progress=share, description=words)
+        self._show("restarts", [_event(line) for line in told(lines(self.folder / EVENTS))])
+        if step < self._next or len(metrics) < 2:
+            return
+        self._next = min(step + max(1, min(step / 10, steps / 100)), max(steps, step + 1))
         self._show("segments", segments(metrics, self.ends, step))
-        told = [line for line in lines(self.folder / EVENTS) if line["event"] in TOLD]
-        self._show("restarts", [_event(line) for line in told])
-        if len(metrics) > 1 and self._changed("curve", metrics[-1]["step"]):
+        if self._changed("curve", metrics[-1]["step"]):
             self._draw(metrics)
 
     def _show(self, what: str, rows: list[dict[str, Any]]) -> None:
@@ -117,6 +120,18 @@ def segments(metrics: list[dict[str, Any]], ends: list[int], step: int) -> list[
         row["tokens/s"] = round((mine[-1]["tokens"] - mine[0]["tokens"]) / took) if took else ""
         rows.append(row)
     return rows
+
+
+def told(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events worth a row; that a segment goes on where the one before it ended is none."""
+    found, before = [], ""
+    for line in events:
+        planned = line["event"] == "resume" and before == "done"
+        if line["event"] in TOLD and not planned:
+            found.append(line)
+        if line["event"] in TOLD | {"done"}:
+            before = line["event"]
+    return found
 
 
 def _event(line: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
             continue
         segment.with_options(
             name=label,
-            task_run_name=f"{label} {number}/{len(ends)} · steps {began:,}–{end:,}",
+            task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
         )(label, str(order), str(folder), ends, number, settings.hang_seconds, settings.processes)
         began = end
     return figures(folder, job)

@@ -7,7 +7,7 @@ import pytest
 
 from flows.config import parsed
 from tests.flows.test_pipeline import SMALL
-from tests.flows.test_up import brought_up
+from tests.flows.up import brought_up
 from tests.postgresql import ABSENT, PostgreSQL
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=ABSENT)]

@@ -8,10 +8,9 @@ import pytest
 
 from flows.cli import parser
 from tests.flows.test_pipeline import command
-from tests.flows.test_up import Up, up
+from tests.flows.up import Up
 from tests.hub import Hub
 
-__all__ = ["up"]  # the fixture
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [
@@ -34,8 +33,8 @@ def test_there_are_some() -> None:
 
 @pytest.mark.timeout(900)
 def test_a_strangers_path(up: Up) -> None:
-    """A smaller run than `make run` makes, under its name; then what the README says of it, of a run that Prefect starts,
-    of a night, and of what publishing would change."""
+    """A smaller run than `make run` makes, under its name; then what the README says of it, of a run that Prefect
+    starts, of a night, and of what publishing would change."""
     (up.folder / "rows.jsonl").write_text(
         "".join(f'{{"instruction": "Say {n}", "context": "", "response": "Yes."}}\n' for n in range(300))
     )

@@ -1,0 +1,176 @@
+"""What a person does in a browser: Prefect's real pages and the report, in Debian's Chromium."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+from flows.config import RunConfig
+from model.training.protocol import Heartbeat
+from tests.flows.conftest import PROJECT
+from tests.flows.up import Up, await_, events, small
+
+DEPLOYMENTS = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
+CHROMIUM = shutil.which("chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty tab, which fails the test where anything in it asked for something outside this machine."""
+    asked: list[str] = []
+    with browser.new_context(viewport={"width": 1280, "height": 1000}) as context:
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        yield page
+    hosts = {urlsplit(url.removeprefix("blob:")).hostname for url in asked}
+    assert asked and hosts <= {"127.0.0.1", None}  # None: a file
+
+
+def form(up: Up, page: Page, deployment: str) -> dict[str, Any]:
+    """Open a deployment's form as a person does; returns the deployment."""
+    page.goto(f"{up.address}/deployments")
+    page.get_by_role("link", name=deployment, exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.get_by_role("button", name="Submit").wait_for()
+    return up.ask(f"deployments/name/koda/{deployment}")
+
+
+def entry(within: Page | Locator, title: str) -> Locator:
+    """The field or section of a form under this title."""
+    page = within.page if isinstance(within, Locator) else within
+    headed = page.locator(
+        ":scope > .p-label__header .schema-form-property__label", has_text=re.compile(f"^{title} \\(")
+    )
+    return within.locator(".schema-form-property").filter(has=headed)
+
+
+def titled(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def test_a_run_is_begun_in_a_form_and_watched_to_its_end(up: Up, page: Page) -> None:
+    """What was filled in is what the run gets, and nothing else; its page then shows how far it is, and the curve."""
+    form(up, page, "pretrain")
+    for section in ("tokenize", "model", "pretrain"):
+        part = entry(page, titled(section))
+        described = RunConfig.model_fields[section].description
+        expect(part.locator(".schema-form-property__description").first).to_have_text(described)
+        for key, of in RunConfig.model_fields[section].annotation.model_fields.items():
+            described = " ".join(of.description.replace("`", "").split())
+            shown = entry(part, titled(key)).locator(".schema-form-property__description").inner_text()
+            assert " ".join(shown.split()).startswith(f"{described} Default "), key
+    entry(page, "Name").locator("textarea").fill("by-hand")
+    given = small(60)
+    for section, values in given.items():
+        for key, value in values.items():
+            entry(entry(page, titled(section)), titled(key)).locator("input, textarea").fill(str(value))
+    entry(page, "Isolate documents").locator(".p-select-button__control").press("ArrowDown")
+    page.get_by_role("option", name="true").click()
+    given["pretrain"]["isolate_documents"] = True
+    page.locator("input").first.fill("by-hand")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("link", name="by-hand").first.click()
+    page.wait_for_url("**/runs/flow-run/*")
+    assert run_of(up, page)["parameters"] == {"name": "by-hand", "preset": "", "anew": False, "settings": given}
+    expect(page.locator(".state-badge").first).to_have_text("Completed", timeout=300_000)
+    page.get_by_text("Artifacts", exact=True).click()
+    expect(page.get_by_text("by-hand-pretrain-curve").last).to_be_visible()
+    for kind in ("progress", "curve"):
+        (artifact,) = up.artifacts(f"by-hand-pretrain-{kind}")
+        page.goto(f"{up.address}/artifacts/artifact/{artifact['id']}")
+        if kind == "progress":
+            expect(page.get_by_text("Progress: 100%")).to_be_visible()
+    picture = page.get_by_role("main").locator("img")
+    picture.wait_for()
+    page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture.element_handle())
+    assert fits(page)
+
+
+@pytest.mark.parametrize("deployment", [d["name"] for d in DEPLOYMENTS])
+def test_a_form_that_nobody_touched_sends_nothing(up: Up, page: Page, deployment: str) -> None:
+    """What it starts has the deployment's own parameters: no switch or empty field lies over the run's settings."""
+
+    def later(route: Route) -> None:
+        asked = json.loads(route.request.post_data or "")
+        asked["state"]["state_details"]["scheduled_time"] = "2999-01-01T00:00:00Z"
+        route.continue_(post_data=json.dumps(asked))
+
+    page.route("**/create_flow_run", later)
+    wanted = form(up, page, deployment)
+    with page.expect_response("**/create_flow_run") as answer:
+        page.get_by_role("button", name="Submit").click()
+    assert answer.value.status == 201
+    sent = up.ask(f"flow_runs/{answer.value.json()['id']}")["parameters"]
+    if "settings" in sent:
+        sent["settings"] = {section: values for section, values in sent["settings"].items() if values}
+    assert sent == wanted["parameters"]
+
+
+def test_a_training_cancelled_by_the_button_is_saved_and_ends(up: Up, page: Page) -> None:
+    up.pretrain("stopped", 100_000)
+    training = up.folder / "runs/stopped/pretrain"
+    await_(lambda: (Heartbeat.read(training) or {"step": 0})["step"] >= 30)
+    page.goto(f"{up.address}/runs")
+    page.get_by_role("link", name="stopped · pretrain").first.click()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
+    began = time.monotonic()
+    expect(page.locator(".state-badge").first).to_have_text("Cancelled", timeout=30_000)
+    saved = events(training, "preemption")[0]["step"]
+    assert saved >= 30 and (training / f"checkpoints/{saved}/COMMIT.json").is_file()
+    print(f"cancelled {time.monotonic() - began:.1f} s after the button, saved at step {saved}")
+
+
+def test_the_report_needs_nothing_but_itself(up: Up, page: Page) -> None:
+    """In light, in dark and on a phone: no other request, nothing on the console, no scrolling to the side."""
+    up.pretrain("reported", 20, "--watch")
+    where = (up.folder / "runs/reported/report.html").as_uri()
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    grounds = set()
+    for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 844})
+        page.goto(where)
+        expect(page.locator("figure").first).to_be_visible()
+        assert fits(page), (scheme, width)
+        grounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+    assert len(grounds) == 2 and len({ground for _, ground in grounds}) == 2
+    assert asked == [where] * 4 and said == []
+
+
+def run_of(up: Up, page: Page) -> dict[str, Any]:
+    """The run that a page is about."""
+    return up.ask(f"flow_runs/{urlsplit(page.url).path.rpartition('/')[2]}")
+
+
+def fits(page: Page) -> bool:
+    """Nothing has to be scrolled to the side for."""
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

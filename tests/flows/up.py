@@ -1,0 +1,112 @@
+"""A folder in which `koda up` is at work, for tests of what a person meets there."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from flows.config import parsed
+from model.training.protocol import lines
+from tests.flows.test_cli import KODA
+from tests.flows.test_pipeline import SMALL
+
+PROJECT = Path(__file__).parents[2]
+DEPLOYED = ("flows", "tasks", "model", "prefect.yaml")
+
+
+class Up(NamedTuple):
+    folder: Path
+    port: int
+    environment: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def prefect(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "prefect", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def pretrain(self, name: str, steps: int, *more: str) -> str:
+        given = ["--param", f"name={name}", "--param", f"settings={json.dumps(small(steps))}"]
+        return self.prefect("deployment", "run", "koda/pretrain", *given, *more)
+
+    def runs(self, name: str) -> list[dict]:
+        found = json.loads(self.prefect("flow-run", "ls", "-o", "json"))
+        return [run for run in found if run["name"] == f"{name} · pretrain"]
+
+    def koda(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [KODA, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ask(self, path: str, asked: dict[str, Any] | None = None) -> Any:
+        """What the server answers at this path of its API; `asked` is sent to it."""
+        body = None if asked is None else json.dumps(asked).encode()
+        request = urllib.request.Request(f"{self.address}/api/{path}", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request) as reply:
+            return json.load(reply)
+
+    def artifacts(self, name: str) -> list[dict]:
+        """The newest artifacts whose keys begin with this."""
+        return self.ask("artifacts/latest/filter", {"artifacts": {"key": {"like_": f"{name}%"}}})
+
+    def service(self, name: str) -> int:
+        """The process that `koda up` started under this name."""
+        return int((self.folder / f"runs/.prefect/{name}.lock").read_text())
+
+
+@contextmanager
+def brought_up(folder: Path, prose: str, **environment: str) -> Iterator[Up]:
+    """`koda up` in a folder with a copy of the project and a text, and `koda down` at the end."""
+    for name in DEPLOYED:
+        source = PROJECT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    (folder / "text").mkdir()
+    for number, start in enumerate(range(0, 160_000, 4_000)):
+        (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", **environment})
+    try:
+        assert f"Koda is up: http://127.0.0.1:{port}" in up.koda("up")
+        yield up
+    finally:
+        assert "ended: worker, files, server" in up.koda("down")
+    assert up.koda("down") == "nothing was up\n"
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        pass  # nothing is left that listens
+
+
+def small(steps: int) -> dict[str, dict[str, Any]]:
+    """Settings of a training that takes seconds."""
+    mine = {key: value for key, value in SMALL.items() if key.startswith(("tokenize.", "model.", "pretrain."))}
+    return parsed({**mine, "pretrain.steps": str(steps)})
+
+
+def await_(true: Callable[[], Any], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def events(training: Path, name: str) -> list[dict]:
+    return [line for line in lines(training / "events.jsonl") if line["event"] == name]
