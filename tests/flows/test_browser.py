@@ -103,10 +103,10 @@ def test_a_run_is_begun_in_a_form_and_watched_to_its_end(up: Up, page: Page) -> 
     expect(page.get_by_text("by-hand-pretrain-curve").last).to_be_visible()
     for kind in ("progress", "curve"):
         (artifact,) = up.artifacts(f"by-hand-pretrain-{kind}")
-        page.goto(f"{up.address}/artifacts/artifact/{artifact['id']}")
+        page.goto(f"{up.address}/artifacts/artifact/{artifact['latest_id']}")
         if kind == "progress":
             expect(page.get_by_text("Progress: 100%")).to_be_visible()
-    picture = page.get_by_role("main").locator("img")
+    picture = page.locator("img[src*='curve.png']")
     picture.wait_for()
     page.wait_for_function("picture => picture.naturalWidth > 300", arg=picture.element_handle())
     assert fits(page)
@@ -151,7 +151,9 @@ def test_a_training_cancelled_by_the_button_is_saved_and_ends(up: Up, page: Page
     states = {state["name"]: datetime.fromisoformat(state["timestamp"]) for state in past}
     loading = states["Running"] - states["Pending"]
     print(f"saved {told:.1f} s after the button, cancelled after {seconds:.1f} s; to load the flow took {loading}")
-    assert seconds < max(30, loading.total_seconds())  # before it says so, Prefect loads the flow once more
+    # Before Prefect says so, it awaits the end of one process and loads the flow in another for its hooks: on a machine
+    # that is busy with more, about as long again as the run took to begin.
+    assert seconds < max(30, 2 * loading.total_seconds())
 
 
 def test_the_report_needs_nothing_but_itself(up: Up, page: Page) -> None:
