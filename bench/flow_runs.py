@@ -51,7 +51,7 @@ def main() -> int:
     show(title, list(found), [row], arguments.json, complaints=complaints)
     for line, count in complaints.items():
         print(f"in the logs of server and worker, {count} times: {line}")
-    good = {"Completed": arguments.runs, "otherwise": 0, "stuck": 0, "done twice": 0}
+    good = {"Completed": arguments.runs, "lost": 0, "stuck": 0, "done twice": 0}
     return 0 if good.items() <= found.items() and found["most at a time"] <= arguments.at_a_time else 1
 
 
@@ -94,12 +94,8 @@ class Place:
         names = [f"run-{number:03}" for number in range(runs)]
         for name in names:
             shutil.copytree(self.folder / "runs/model", self.folder / "runs" / name, copy_function=os.link)
-            for own in (".lock", "lives.jsonl", "run.toml", "report.html"):  # written in place, or by every run
-                path = self.folder / "runs" / name / own
-                if path.is_file():
-                    text = path.read_bytes()
-                    path.unlink()
-                    path.write_bytes(b"" if own == "lives.jsonl" else text)
+            for own in (".lock", "lives.jsonl"):  # written in place, which the others' would be with it
+                (self.folder / "runs" / name / own).unlink()
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("koda/pretrain")
             client.update_deployment(deployment.id, DeploymentUpdate(concurrency_limit=at_a_time))
@@ -123,19 +119,17 @@ class Place:
                 made += page
         states = Counter(run.state_name for run in made)
         print(f"\n{dict(states)}", file=sys.stderr)
+        completed = Counter(run.parameters["name"] for run in made if run.state_name == "Completed")
         return {
             "database": "PostgreSQL" if self.database else "SQLite",
-            "Completed": states["Completed"],
-            "otherwise": states.total() - states["Completed"] - left,
+            "Completed": len(completed),
+            "lost": len(set(names) - set(completed)) - left,
             "stuck": left,
-            "done twice": sum(self.lives(name) > 1 for name in names) + sum(run.run_count > 1 for run in made),
+            "done twice": sum(times > 1 for times in completed.values()),
+            "started again": states["Crashed"],
             "most at a time": most_at_a_time(made),
             "runs/min": 60 * (runs - left) / seconds,
         }
-
-    def lives(self, name: str) -> int:
-        """How often a process began to work on the run's folder."""
-        return (self.folder / "runs" / name / "lives.jsonl").read_text().count('"begin"')
 
     def logs(self) -> list[Path]:
         return [self.folder / f"prefect/{name}.log" for name in ("server", "worker")]

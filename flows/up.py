@@ -1,7 +1,9 @@
 """`koda up` and `koda down`: a Prefect server, the work pool, the deployments and a worker on this machine."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +11,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.automations import RESUMES
 from flows.environment import set_environment
 from flows.register import POOL
 from flows.services import Service
@@ -22,6 +26,7 @@ from tasks.run import FILES, root
 HOST, PORT = "127.0.0.1", 4200  # the loopback address: whoever reaches the server can start runs
 SERVER_PATIENCE = 120.0  # seconds; a fresh database takes up to 30
 WORKER_PATIENCE = 40.0  # to end its runs, in which a training saves
+NOTICED_WITHIN = 10.0  # until an automation has done what it does about a run that ended
 
 
 def up() -> None:
@@ -65,6 +70,8 @@ def down(wait: bool) -> None:
     services = server, files, worker = _services()
     if wait and worker.lives() and _answers():
         _finish()
+    elif worker.lives() and server.lives() and _answers():
+        _save(worker)
     ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
     print(f"ended: {', '.join(ended)}" if ended else "nothing was up")
     for path in root().glob("*/.lock"):
@@ -96,23 +103,57 @@ def _services() -> tuple[Service, Service, Service]:
     return Service("server", folder), Service("files", folder), Service("worker", folder)
 
 
+def _save(worker: Service) -> None:
+    """Have the runs save and leave while the server is there to hear of it, so that the next `koda up` starts them
+    again at once. The worker would only kill them, and until they were missed they would count as running.
+    """
+    going, began = _begin_no_more(), datetime.now(UTC)
+    for pid in worker.children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    mine: dict[str, Any] = {"id": {"any_": [run.id for run in going]}}
+    _until(lambda: not worker.children() or not _runs("RUNNING", "PENDING", **mine), WORKER_PATIENCE)
+    crashed = [run for run in _runs("CRASHED", **mine) if RESUMES in run.tags]
+    _until(lambda: len(_runs("SCHEDULED", expected_start_time={"after_": began})) >= len(crashed), NOTICED_WITHIN)
+
+
 def _finish() -> None:
-    """Begin no more runs, and wait for those that go on."""
+    """Let the runs that go on come to their end."""
+    going, told = _begin_no_more(), ""
+    while going:
+        names = ", ".join(sorted(run.name for run in going))
+        if names != told:
+            print(f"waiting for {names} …", flush=True)
+            told = names
+        time.sleep(2)
+        going = _runs("RUNNING", "PENDING")
+
+
+def _begin_no_more() -> list[Any]:
+    """Pause the pool; returns the runs that go on."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolUpdate
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import StateType
 
-    going: Any = {"state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}}}
-    told = ""
     with get_client(sync_client=True) as client:
         client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
-        while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(**going)):
-            names = ", ".join(sorted(run.name for run in runs))
-            if names != told:
-                print(f"waiting for {names} …", flush=True)
-                told = names
-            time.sleep(2)
+    return _runs("RUNNING", "PENDING")
+
+
+def _runs(*states: str, **terms: Any) -> list[Any]:
+    """The pool's runs in these states."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+
+    terms["state"], named = {"type": {"any_": states}}, {"name": {"any_": [POOL]}}
+    wanted, mine = FlowRunFilter.model_validate(terms), WorkPoolFilter.model_validate(named)
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=mine)
+
+
+def _until(true: Callable[[], bool], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def _answers() -> bool:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from model.errors import KodaError
 from model.files import disk_full, finished, hold, listing, read_json, replace_folder, write_json
-from model.training.protocol import append, lines
+from model.training.protocol import append, die_with_parent, lines
 from tasks.progress import say
 from tasks.section import Section
 
@@ -27,6 +27,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 LIVES = "lives.jsonl"  # when a process began to work on the run and when it ended, and how far the run was
 WITHOUT_PROGRESS = 3  # lives that end at the same place before it is given up
 FILES = "KODA_FILES_URL"  # where the folder of all runs is served; `koda up` serves it, and says where
+WORKER = "PREFECT__WORKER_NAME"  # in the environment of a run that a worker has started
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
 
@@ -66,6 +67,8 @@ class Run:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Run":
+        if WORKER in os.environ:
+            die_with_parent()  # without its worker nobody could cancel it; it saves, and is started again by the next
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._lock = hold(self.folder / ".lock", f"runs/{self.name}")  # a second: `koda status` looks for a moment
         self._spend()

@@ -10,9 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+from model.files import held
 from model.training.protocol import Heartbeat
 from tests.flows.test_cli import KODA
 from tests.flows.up import Up, await_, events
@@ -49,6 +51,7 @@ def test_a_cancelled_training_saves_and_the_next_run_takes_that_save(up: Up) -> 
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
     assert resumed[0]["step"] == saved
+    up.cancel("cancelled")
 
 
 @pytest.mark.timeout(600)
@@ -70,7 +73,7 @@ def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
     """By the automation, with the same parameters; the page of the run then shows what has happened."""
     up.pretrain("killed", 3000)
     training = up.folder / "runs/killed/pretrain"
-    await_(lambda: (Heartbeat.read(training) or {"step": 0})["step"] > 100)
+    await_step(training, 100)
     flow = int((up.folder / "runs/killed/.lock").read_text().split()[1])
     os.kill(flow, signal.SIGKILL)
     await_(lambda: sorted(run["state_type"] for run in up.runs("killed")) == ["COMPLETED", "CRASHED"])
@@ -83,6 +86,22 @@ def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
         assert reply.read().startswith(b"\x89PNG")
     with pytest.raises(urllib.error.HTTPError):  # where the secrets of the server lie
         urllib.request.urlopen((up.folder / "runs/.prefect/files.url").read_text() + "/.prefect/prefect.db")
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_its_worker_saves_and_goes_on_under_the_next(up: Up) -> None:
+    """A run does not go on without one: nobody could cancel it. The worker is killed once, and ended by `koda down`."""
+    up.pretrain("orphan", 100_000)
+    run, saved = up.folder / "runs/orphan", 0
+    for number, end in enumerate((lambda: os.kill(up.service("worker"), signal.SIGKILL), lambda: up.koda("down")), 1):
+        await_step(run / "pretrain", saved + 50)
+        end()
+        await_(lambda: not held(run / ".lock"), 40)
+        saved = events(run / "pretrain", "preemption")[-1]["step"]
+        up.koda("up")
+        assert await_resume(run / "pretrain", number) == saved
+    assert sorted(life["state_type"] for life in up.runs("orphan")) == ["CRASHED", "CRASHED", "RUNNING"]
+    up.cancel("orphan")
 
 
 @pytest.mark.timeout(600)
@@ -108,3 +127,13 @@ def test_a_failure_is_told_where_the_notice_block_says(up: Up) -> None:
         await_(lambda: bool(heard))
         server.shutdown()
     assert heard[0]["subject"] == "Koda: nobody · sft failed" and "there is no run 'nobody'" in heard[0]["body"]
+
+
+def await_step(training: Path, step: int) -> None:
+    await_(lambda: (Heartbeat.read(training) or {"step": 0})["step"] > step)
+
+
+def await_resume(training: Path, number: int) -> int:
+    """The step at which the training goes on for so many-th time."""
+    await_(lambda: len(events(training, "resume")) == number)
+    return events(training, "resume")[-1]["step"]

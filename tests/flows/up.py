@@ -24,6 +24,9 @@ PROJECT = Path(__file__).parents[2]
 DEPLOYED = ("flows", "tasks", "model", "prefect.yaml")
 
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+
 class Up(NamedTuple):
     folder: Path
     port: int
@@ -48,6 +51,13 @@ class Up(NamedTuple):
     def runs(self, name: str) -> list[dict]:
         found = json.loads(self.prefect("flow-run", "ls", "-o", "json"))
         return [run for run in found if run["name"] == f"{name} · pretrain"]
+
+    def cancel(self, name: str) -> None:
+        """End what goes on under this name: only one run at a time has the GPUs, and the next test wants them."""
+        for run in self.runs(name):
+            if run["state_type"] not in ENDED:
+                self.prefect("flow-run", "cancel", run["id"])
+        await_(lambda: all(run["state_type"] in ENDED for run in self.runs(name)))
 
     def koda(self, *arguments: str) -> str:
         done = subprocess.run(
