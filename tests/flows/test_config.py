@@ -61,7 +61,7 @@ def test_what_cannot_be_is_refused_by_name(overrides: dict[str, str], message: s
 
 
 def test_the_longest_repository_that_the_hub_takes() -> None:
-    assert load("tiny", {"publish.to": "user/" + "a" * 91}).publish.to.endswith("aaa")
+    assert load("tiny", {"publish": {"to": "user/" + "a" * 91}}).publish.to.endswith("aaa")
 
 
 def test_an_unknown_preset_names_the_known() -> None:
