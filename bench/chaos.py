@@ -226,7 +226,7 @@ class Place:
 
         def found() -> list[str]:
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
-            lives = [run for run in json.loads(done.stdout) if run["name"] == "chaos" and run["start_time"]]
+            lives = [run for run in json.loads(done.stdout) if run["name"].startswith("chaos") and run["start_time"]]
             return [run["state"]["name"] for run in sorted(lives, key=lambda run: run["start_time"])]
 
         self.wait(lambda: found()[-1] != "Running", "the end of the flow run", 60)
