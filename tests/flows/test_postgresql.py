@@ -13,7 +13,7 @@ from tests.postgresql import ABSENT, PostgreSQL
 pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=ABSENT)]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_whole_pipeline_on_a_worker(tmp_path: Path, prose: str) -> None:
     with PostgreSQL() as database, brought_up(tmp_path, prose, **database.env) as up:
         rows = ({"instruction": f"Say {n}", "context": "", "response": "Yes."} for n in range(300))

@@ -39,7 +39,7 @@ class Up(NamedTuple):
     def prefect(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "prefect", *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -61,7 +61,7 @@ class Up(NamedTuple):
 
     def koda(self, *arguments: str) -> str:
         done = subprocess.run(
-            [KODA, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+            [KODA, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
