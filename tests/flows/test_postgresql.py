@@ -1,6 +1,7 @@
 """Koda on a Prefect server that keeps its state in PostgreSQL, as a server for more than one person does."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def test_the_whole_pipeline_on_a_worker(tmp_path: Path, prose: str) -> None:
         assert "Completed" in up.prefect("deployment", "run", "koda/pipeline", *given, "--watch")
         found = json.loads(up.koda("status", "small", "--json"))
         assert [stage["state"] for stage in found["stages"]] == ["done"] * 8
-        assert database.ask("SELECT name, state_type FROM flow_run") == "small|COMPLETED"
-        built = database.ask("SELECT name FROM task_run WHERE state_type = 'COMPLETED'").splitlines()
-        assert {"tokenize", "sft", "extend", "convert", "evaluate", "publish"} <= set(built)
+        assert (
+            database.ask("SELECT name, state_type FROM flow_run WHERE state_type <> 'SCHEDULED'") == "small|COMPLETED"
+        )
+        told = database.ask("SELECT name FROM task_run WHERE state_type = 'COMPLETED'").splitlines()
+        built = {re.split(r"[ -]", name)[0] for name in told}
+        assert {"tokenize", "pretrain", "sft", "extend", "convert", "evaluate", "publish"} <= built
         assert not list(tmp_path.rglob("prefect.db*"))

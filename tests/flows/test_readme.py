@@ -52,6 +52,7 @@ def test_a_strangers_path(up: Up) -> None:
 
 
 def typed(beginning: str) -> list[str]:
-    """The words behind the program of the one command that begins so."""
-    (found,) = [c for c in COMMANDS if [Path(c[0]).name, *c[1:]][: len(beginning.split())] == beginning.split()]
-    return found[1:]
+    """The words behind the program, of the shortest command that begins so."""
+    words = beginning.split()
+    found = [c[1:] for c in COMMANDS if [Path(c[0]).name, *c[1:]][: len(words)] == words]
+    return min(found, key=len)
