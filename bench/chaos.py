@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import time
 from pathlib import Path
 
 from alternate import Spread, show
+
+from model.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
 SAVE_EVERY = 100
@@ -106,9 +107,7 @@ class Place:
 
     def __init__(self, folder: Path):
         self.folder, self.steps = folder, 0
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.faults = folder / "faults"
         self.environment = {
             **os.environ,

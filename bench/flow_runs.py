@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 from alternate import show
 from chaos import OVERRIDES, lay_out
 
+from model.ports import free_port
 from tests.postgresql import PostgreSQL
 
 STUCK = 300.0  # seconds without a run that ends
@@ -60,9 +60,7 @@ class Place:
 
     def __init__(self, folder: Path, database: PostgreSQL | None):
         self.folder, self.database = folder, database
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         ours = {
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "PREFECT_HOME": str(folder / "prefect"),

@@ -17,9 +17,9 @@ from pathlib import Path
 from alternate import Spread, show
 
 from flows.config import load
-from model.files import read_json
 from model.training.protocol import Heartbeat
-from tasks.run import folder_of
+from tasks.pretrain import pretraining
+from tasks.run import folder_of, read_built
 from tasks.supervise import call
 
 STEPS = 10**6  # more than it will come to
@@ -32,15 +32,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     run = folder_of(arguments.run)
-    config, figures = load("", run=run), read_json(run / "tokenize/stage.json")["figures"]
+    config, tokens = load("", run=run), read_built(run, "tokenize")
+    assert tokens is not None, f"{run} has no tokens yet"
     with tempfile.TemporaryDirectory() as folder:
-        job = config.pretrain.job(
-            config.model.llama(figures["vocab_size"]),
-            folder=f"{folder}/training",
-            train=str(run / "tokenize/train"),
-            heldout=str(run / "tokenize/heldout"),
-            end_of_text=figures["end_of_text"],
-        )
+        job = pretraining(config.pretrain, config.model, tokens, Path(folder) / "training")
         replace(job, recipe=replace(job.recipe, steps=STEPS)).write(Path(folder) / "job.json")
         with (Path(folder) / "log").open("w") as log:
             command = [sys.executable, "-m", "model.training", f"{folder}/job.json", str(STEPS)]

@@ -17,9 +17,10 @@ from pathlib import Path
 from alternate import Spread, show
 
 from flows.config import load, parsed
-from model.files import read_json
 from model.training.job import Job
 from model.training.protocol import Heartbeat
+from tasks.pretrain import pretraining
+from tasks.run import read_built
 
 SAVE = 10  # steps from one save to the next
 
@@ -33,15 +34,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     config = load(arguments.preset, parsed(dict(text.split("=") for text in arguments.set)))
-    figures = read_json(arguments.tokens / "stage.json")["figures"]
+    tokens = read_built(arguments.tokens.parent, arguments.tokens.name)
+    assert tokens is not None, f"{arguments.tokens} is not done"
     with tempfile.TemporaryDirectory() as folder:
-        job = config.pretrain.job(
-            config.model.llama(figures["vocab_size"]),
-            folder=f"{folder}/training",
-            train=str(arguments.tokens / "train"),
-            heldout=str(arguments.tokens / "heldout"),
-            end_of_text=figures["end_of_text"],
-        )
+        job = pretraining(config.pretrain, config.model, tokens, Path(folder) / "training")
         job = replace(job, recipe=replace(job.recipe, save_every_steps=SAVE), cache=f"{folder}/cache")
         first_step(job)
         found = {"cold": [], "with the cache": []}

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.run import root
 
 SHOWN = {".html", ".png", ".svg"}
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"  # where the Prefect server is too: whoever reaches that can start runs
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -17,13 +17,14 @@ from typing import Any
 
 from flows.automations import RESUMES
 from flows.environment import set_environment
+from flows.files import LOOPBACK
 from flows.register import POOL
 from flows.services import Service
 from model.errors import KodaError
 from model.files import held
 from tasks.run import FILES, root
 
-HOST, PORT = "127.0.0.1", 4200  # the loopback address: whoever reaches the server can start runs
+PORT = 4200
 SERVER_PATIENCE = 120.0  # seconds; a fresh database takes up to 30
 WORKER_PATIENCE = 40.0  # to end its runs, in which a training saves
 NOTICED_WITHIN = 10.0  # until an automation has done what it does about a run that ended
@@ -41,11 +42,11 @@ def up() -> None:
     address = os.environ["PREFECT_API_URL"].removesuffix("/api")
     asked = urllib.parse.urlsplit(address)
     if not _answers():
-        if asked.hostname != HOST:
-            raise KodaError(f"nothing answers at PREFECT_API_URL = {address}; a server is only started on {HOST}.")
+        if asked.hostname != LOOPBACK:
+            raise KodaError(f"nothing answers at PREFECT_API_URL = {address}; a server is only started on {LOOPBACK}.")
         print("starting the Prefect server …", flush=True)
         server.stop(0)  # one that lives and does not answer
-        server.start("prefect", "server", "start", "--host", HOST, "--port", str(asked.port or PORT))
+        server.start("prefect", "server", "start", "--host", LOOPBACK, "--port", str(asked.port or PORT))
         _wait(_answers, server, SERVER_PATIENCE)
     told = files.folder / "files.url"
     if not files.lives():
@@ -98,7 +99,7 @@ def state() -> list[str]:
 
 def _services() -> tuple[Service, Service, Service]:
     set_environment(quiet=False)
-    os.environ.setdefault("PREFECT_API_URL", f"http://{HOST}:{PORT}/api")
+    os.environ.setdefault("PREFECT_API_URL", f"http://{LOOPBACK}:{PORT}/api")
     folder = Path(os.environ["PREFECT_HOME"])
     return Service("server", folder), Service("files", folder), Service("worker", folder)
 
@@ -165,8 +166,6 @@ def _answers() -> bool:
 
 
 def _wait(ready: Callable[[], bool], service: Service, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while not ready():
-        if not service.lives() or time.monotonic() > deadline:
-            raise KodaError(f"the {service.name} did not start. The end of {service.log}:\n{service.last_words()}")
-        time.sleep(0.3)
+    _until(lambda: ready() or not service.lives(), patience)
+    if not ready():
+        raise KodaError(f"the {service.name} did not start. The end of {service.log}:\n{service.last_words()}")

@@ -7,11 +7,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model.data import hub
 from model.evaluation.published import ROWS, TASKS
-from model.files import finished, read_json
+from model.files import read_json
 from model.training.protocol import METRICS, lines, restarts
 from tasks import plots
 from tasks.about import About
 from tasks.convert import sources
+from tasks.recorded import TRAININGS
 from tasks.run import Built, read_built
 
 QUESTION = "What does `os.path.join` do?"
@@ -114,7 +115,7 @@ def _origin(run: Path, name: str, about: About, tokens: Built) -> str:
 
 def _training(run: Path, tokens: Built) -> str:
     rows: list[list[Any]] = []
-    for stage, label in (("pretrain", "pretraining"), ("sft", "fine-tuning"), ("extend", "at the longer context")):
+    for stage, label in TRAININGS.items():
         built = read_built(run, stage)
         if built is not None and built.figures.get("tokens"):
             figures = built.figures
@@ -216,5 +217,4 @@ def curve_picture(run: Path, path: Path) -> None:
     """The loss by step as a picture for the card; nothing where the run trained no base model."""
     metrics = lines(run / "pretrain" / METRICS)
     if any("loss" in line for line in metrics):
-        with finished(path, "wb") as file:
-            file.write(plots.png(plots.loss(metrics, restarts(run / "pretrain"))))
+        plots.save(plots.loss(metrics, restarts(run / "pretrain")), path)

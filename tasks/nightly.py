@@ -13,8 +13,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import KodaError
+from model.evaluation.figures import quote
 from model.evaluation.regression import Compared, compare
-from model.files import CHECKSUMS, checksums, finished, held, hold, link, sha256
+from model.files import CHECKSUMS, checksums, held, hold, link, sha256
 from model.training.protocol import CHECKPOINTS, append, lines
 from tasks import artifacts
 from tasks.devices import await_free
@@ -139,20 +140,18 @@ def verdict(name: str, what: str, compared: dict[str, list[Compared]]) -> None:
 
 def show(run: Path, nights: list[dict[str, Any]], compared: dict[str, list[Compared]]) -> None:
     """A line in the log, and on the run's page the table of tonight and the picture of all nights."""
-    from tasks.plots import history, png
+    from tasks.plots import history, save
 
     tonight = nights[-1]
     say(f"{run.name}: {tonight['what']}: {tonight['figures']['bits_per_byte']:.4f} bits per byte; night {len(nights)}")
     picture = run / FOLDER / PICTURE
-    with finished(picture, "wb") as file:
-        file.write(png(history(nights)))
+    save(history(nights), picture)
     rows: dict[str, dict[str, Any]] = {"bits per byte": {"tonight": tonight["figures"]["bits_per_byte"]}}
     for suite in ("tasks", "standard"):
         for name, figures in tonight["figures"].get(suite, {}).items():
             if figures["n"]:
                 of = f"{name}, accuracy"
-                rows[of] = {"tonight": figures["acc"] if figures["acc_norm"] is None else figures["acc_norm"]}
-                rows[of] |= {"± s.e.": figures["stderr"], "chance": figures["chance"]}
+                rows[of] = {"tonight": quote(figures), "± s.e.": figures["stderr"], "chance": figures["chance"]}
     for beside, found in compared.items():
         for row in found:
             rows[row.measure] |= {beside: row.before, f"p, {beside}": f"{row.p:.2g}{' WORSE' if row.worse else ''}"}

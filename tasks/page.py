@@ -11,7 +11,6 @@ from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from model.files import finished
 from model.training.goodput import remaining
 from model.training.protocol import EVENTS, METRICS, Heartbeat, lines, restarts
 from tasks import artifacts
@@ -36,7 +35,8 @@ class Page:
     def update(self) -> None:
         """Show what has changed since the last time."""
         beat = Heartbeat.read(self.folder)
-        metrics = [line for line in lines(self.folder / METRICS) if "loss" in line]
+        logged = lines(self.folder / METRICS)
+        metrics = [line for line in logged if "loss" in line]
         step, steps = (beat["step"] if beat else 0), self.ends[-1]
         left = remaining(metrics, step, steps)
         loss = f" · loss {metrics[-1]['loss']:.3f}" if metrics else ""
@@ -53,18 +53,17 @@ class Page:
         self._next = min(step + max(1, min(step / 10, steps / 100)), max(steps, step + 1))
         self._show("segments", segments(metrics, self.ends, step))
         if self._changed("curve", metrics[-1]["step"]):
-            self._draw(metrics)
+            self._draw(logged, metrics[-1]["step"])
 
     def _show(self, what: str, rows: list[dict[str, Any]]) -> None:
         if rows and self._changed(what, rows):
             artifacts.table(artifacts.key(self.run, self.label, what), rows, f"{self.label}: {what}")
 
-    def _draw(self, metrics: list[dict[str, Any]]) -> None:
-        from tasks.plots import loss, png
+    def _draw(self, logged: list[dict[str, Any]], step: int) -> None:
+        from tasks.plots import loss, save
 
-        with finished(self.folder / PICTURE, "wb") as file:
-            file.write(png(loss(lines(self.folder / METRICS), restarts(self.folder))))
-        about = f"{self.label}: loss up to step {metrics[-1]['step']:,}"
+        save(loss(logged, restarts(self.folder)), self.folder / PICTURE)
+        about = f"{self.label}: loss up to step {step:,}"
         artifacts.picture(artifacts.key(self.run, self.label, "curve"), self.folder / PICTURE, about)
 
     def _changed(self, what: str, value: Any) -> bool:

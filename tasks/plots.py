@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from model.evaluation.figures import average
+from model.files import finished
 
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b82c4", "#e0832f", "#3f9d6b", "#9566c0", "#d8483a", "#8a94a3"
 INK = "#123456"  # stands for the page's own text colour, and is replaced by it
@@ -108,6 +110,12 @@ def png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Such a picture in a file."""
+    with finished(path, "wb") as file:
+        file.write(png(figure))
 
 
 def _marked(axes: Axes, restarts: Sequence[int]) -> None:

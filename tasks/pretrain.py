@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from model.config import LlamaConfig
+from model.training.job import Job
 from tasks.run import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
@@ -75,6 +76,17 @@ def segment_ends(steps: int, segments: int) -> list[int]:
     return [math.ceil(steps * number / segments) for number in range(1, segments + 1)]
 
 
+def pretraining(settings: Pretrain, model: Model, tokens: Built, folder: Path) -> Job:
+    """The training of a model of this shape, on what tokenize made, in `folder`."""
+    return settings.job(
+        model.llama(tokens.figures["vocab_size"]),
+        folder=str(folder),
+        train=str(tokens / "train"),
+        heldout=str(tokens / "heldout"),
+        end_of_text=tokens.figures["end_of_text"],
+    )
+
+
 @stage(version=1, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict[str, Any]:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
@@ -87,12 +99,6 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict
             tokenizer=tokens / "tokenizer.json",
             out=out / "weights",
         )
-    job = settings.job(
-        model.llama(tokens.figures["vocab_size"]),
-        folder=str(out),
-        train=str(tokens / "train"),
-        heldout=str(tokens / "heldout"),
-        end_of_text=tokens.figures["end_of_text"],
-    )
+    job = pretraining(settings, model, tokens, out)
     figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
     return {"parameters": job.model.parameters, **figures}

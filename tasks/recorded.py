@@ -12,6 +12,7 @@ from model.training.goodput import DOWN, goodput
 from model.training.protocol import EVENTS, METRICS, lines
 from tasks.run import RECORD, STAGES, flat
 
+TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
 MADE_OF = ("tokenizer.json", "train/", "heldout/")  # of what tokenize made: the files that decide what is learned
 
 

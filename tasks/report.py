@@ -11,10 +11,9 @@ from model.training.protocol import EVENTS, lines, restarts
 from tasks import pages, plots
 from tasks.pages import percent
 from tasks.progress import clock
-from tasks.recorded import Recorded
+from tasks.recorded import TRAININGS, Recorded
 from tasks.section import weighted
 
-TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
 ROUTINE = ("life", "start", "resume", "saved", "spent", "done")  # events that say only that all went as it should
 
 

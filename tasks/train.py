@@ -1,7 +1,6 @@
 """Training under supervision: the same for pretraining and fine-tuning."""
 
 import json
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -14,10 +13,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from model.config import Compute, LlamaConfig
 from model.errors import KodaError
+from model.ports import free_port
 from model.training.job import Job, LoraRecipe, Recipe
 from model.training.protocol import CHECKPOINTS, EVENTS, METRICS, Heartbeat, event, lines, restarts
+from tasks import page
 from tasks.devices import gpus
-from tasks.page import page
 from tasks.progress import progress, say
 from tasks.run import WITHOUT_PROGRESS
 from tasks.section import OPERATIONAL, Section
@@ -25,8 +25,7 @@ from tasks.stage import worth_retrying
 from tasks.supervise import ProcessFailed, supervise
 
 # Events of the diary that are told in the run's log; that a save was made or a life began is not worth a line.
-TOLD = {"resume", "crash", "skipped", "spike", "rollback", "save failed", "preemption", "given up"}
-TOLD |= {"broken checkpoint", "unfinished checkpoint"}
+TOLD = page.TOLD | {"broken checkpoint", "unfinished checkpoint"}
 
 
 class TrainSection(Section):
@@ -156,7 +155,7 @@ def segment(
     task, and Prefect retries it."""
     where, end = Path(folder), ends[number - 1]
     _spend(where)
-    with progress(label, end) as watch, page(where, label, ends):
+    with progress(label, end) as watch, page.page(where, label, ends):
         story = Story(where, label)
 
         def tick() -> None:
@@ -190,9 +189,7 @@ def peers(count: int) -> list[dict[str, str]]:
     if len(devices) % count:
         raise KodaError(f"processes = {count}: {len(devices)} GPUs cannot be shared out evenly among them.")
     share = len(devices) // count
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     return [
         {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
         | ({"CUDA_VISIBLE_DEVICES": ",".join(devices[number * share : (number + 1) * share])} if share else {})

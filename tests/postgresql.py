@@ -9,11 +9,12 @@ import getpass
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from model.ports import free_port
 
 # The newest that is installed; Debian keeps these commands out of PATH.
 _FOUND = max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda p: int(p.parts[-3]), default=None)
@@ -32,9 +33,7 @@ class PostgreSQL:
         secret.write_text(self.password)
         for path in (self.folder, secret) if root else ():
             shutil.chown(path, "postgres", "postgres")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._run("initdb", "--no-sync", "--auth=scram-sha-256", f"--username={self.user}", f"--pwfile={secret}")
         self._run("pg_ctl", "start", "--wait", "--log", "log", "-o", f"-h 127.0.0.1 -p {self.port} -k {self.folder}")
         return self

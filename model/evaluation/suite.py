@@ -35,10 +35,11 @@ def evaluate(
     Below `out`, right.json says which items were right, so that two models can be compared item by item.
     """
     folder = Path(tokens)
-    text = _up_to(heldout_documents(folder), max_bytes)
+    documents = heldout_documents(folder)
+    text = _up_to(documents, max_bytes)
     before = bits_per_byte(*_opened(base, folder), text)
     subject, scorer = _opened(model, folder)
-    measured = _measure(subject, scorer, folder, items, max_bytes, standard_items, limit)
+    measured = _measure(subject, scorer, documents, text, Unigram(folder), items, standard_items, limit)
     write_json(Path(out) / "right.json", measured["right"])
     whole = "".join(document.text for document in text).encode()
     xz = 8 * len(lzma.compress(whole, preset=9)) / len(whole)
@@ -65,14 +66,23 @@ def measure(
     `standard_items` is where the standard suite is read from, at most `limit` items of each task; empty: left out.
     """
     folder = Path(tokens)
-    return _measure(*_opened(model, folder), folder, items, max_bytes, standard_items, limit)
+    documents = heldout_documents(folder)
+    text = _up_to(documents, max_bytes)
+    return _measure(*_opened(model, folder), documents, text, Unigram(folder), items, standard_items, limit)
 
 
 def _measure(
-    subject: Subject, scorer: Scorer, tokens: Path, items: int, max_bytes: int, standard_items: str, limit: int
+    subject: Subject,
+    scorer: Scorer,
+    documents: list[Document],
+    text: list[Document],
+    unigram: Unigram,
+    items: int,
+    standard_items: str,
+    limit: int,
 ) -> dict[str, Any]:
-    documents, unigram = heldout_documents(tokens), Unigram(tokens)
-    needed = bits_per_byte(subject, scorer, _up_to(documents, max_bytes))
+    """`text` is what bits per byte are of, `documents` what the home-made items are made of."""
+    needed = bits_per_byte(subject, scorer, text)
     made = homemade.items(documents, unigram, items)
     marked = {"homemade": ask(subject, scorer, made)}
     if standard_items:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from flows.config import parsed
+from model.ports import free_port
 from model.training.protocol import lines
 from tests.flows.test_cli import KODA
 from tests.flows.test_pipeline import SMALL
@@ -91,9 +92,7 @@ def brought_up(folder: Path, prose: str, **environment: str) -> Iterator[Up]:
     (folder / "text").mkdir()
     for number, start in enumerate(range(0, 160_000, 4_000)):
         (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", **environment})
     try:
         assert f"Koda is up: http://127.0.0.1:{port}" in up.koda("up")

@@ -1,6 +1,5 @@
 import gzip
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.files import listing
+from model.ports import free_port
 from tasks.run import Run
 from tasks.tokenize import Tokenize, tokenize
 
@@ -28,9 +28,7 @@ def text(tmp_path: Path, prose: str) -> Path:
 @pytest.fixture
 def scheduler() -> Iterator[str]:
     """A real Dask scheduler with two workers, each a process of its own."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{found.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     host, port = address.removeprefix("tcp://").split(":")
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.ports import free_port
 from model.training.job import Job
 from model.training.protocol import DONE, METRICS, PREEMPTED, UNUSABLE, Heartbeat, lines
 
@@ -101,9 +101,7 @@ def test_a_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change:
 
 def together(job: Job, count: int, until: int) -> list[int]:
     """The same training by so many processes that JAX joins; their exit codes."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     folder = Path(job.folder)
     folder.mkdir(exist_ok=True, parents=True)
     job.write(folder / "job.json")
