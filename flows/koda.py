@@ -4,6 +4,7 @@ from typing import Annotated
 
 from prefect import flow
 
+from flows.cancel import cancellable
 from flows.config import as_toml, begun_with, load
 from flows.forms import Name, Preset, field, form
 from tasks.checkpoint import checkpoint
@@ -20,6 +21,7 @@ from tasks.tokenize import tokenize
 
 
 @flow(name="koda", flow_run_name="{name}", validate_parameters=False)
+@cancellable
 def pipeline(
     preset: Preset = "",
     name: Name = "tiny",

@@ -4,12 +4,14 @@ from typing import Annotated
 
 from prefect import flow
 
+from flows.cancel import cancellable
 from flows.config import load
 from flows.forms import field
 from tasks.nightly import measure, run_to_measure
 
 
 @flow(name="koda", flow_run_name="nightly {name}", validate_parameters=False)
+@cancellable
 def nightly_eval(
     name: Annotated[str, field("Name")] = "",
     memory_gb: Annotated[float, field("Memory, GB", gt=0)] = 16.0,

@@ -9,7 +9,7 @@ from flows.koda import pipeline
 from tasks.run import existing
 
 
-def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = False) -> Flow[Any, None]:
+def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = False) -> Flow[Any, Any]:
     """The pipeline up to the stage `until`, or to `stage` itself, with the settings of these sections in its form.
 
     `begins`: it may begin a run; any other wants one that has begun, whose settings it goes on with.
@@ -21,10 +21,10 @@ def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = 
         preset: Preset = "",
         anew: Annotated[bool, field("Anew")] = False,
         settings: form(*sections) = None,  # type: ignore[valid-type]  # made from the configuration
-    ) -> None:
+    ) -> Any:
         if not begins:
             existing(name)
-        pipeline.fn(preset=preset, name=name, start=last if anew else "", until=last, settings=settings)
+        return pipeline.fn(preset=preset, name=name, start=last if anew else "", until=last, settings=settings)
 
     stages.__doc__ = f"""{what}
 

@@ -17,6 +17,7 @@ import pytest
 from model.files import held
 from model.training.protocol import Heartbeat
 from tests.flows.test_cli import KODA
+from tests.flows.test_pipeline import command
 from tests.flows.up import Up, await_, events
 
 
@@ -38,8 +39,7 @@ def test_a_cancelled_training_saves_and_the_next_run_takes_that_save(up: Up) -> 
     while not (beat := Heartbeat.read(training)) or beat["step"] < 30:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    (run,) = up.runs("cancelled")
-    up.prefect("flow-run", "cancel", run["id"])
+    up.cancel("cancelled")
     deadline = time.monotonic() + 60
     while up.runs("cancelled")[0]["state_type"] != "CANCELLED" or not events(training, "preemption"):
         assert time.monotonic() < deadline, up.runs("cancelled")
@@ -51,7 +51,40 @@ def test_a_cancelled_training_saves_and_the_next_run_takes_that_save(up: Up) -> 
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
     assert resumed[0]["step"] == saved
-    up.cancel("cancelled")
+    up.end("cancelled")
+
+
+@pytest.mark.timeout(600)
+def test_a_cancel_whose_worker_dies_is_one_all_the_same(up: Up) -> None:
+    """And not a crash, after which it would be started again."""
+    up.pretrain("alone", 100_000)
+    training = up.folder / "runs/alone/pretrain"
+    await_step(training, 30)
+    up.cancel("alone")
+    os.kill(up.service("worker"), signal.SIGKILL)
+    await_(lambda: not held(training.parent / ".lock"))
+    assert events(training, "preemption")
+    await_(lambda: up.runs("alone")[0]["state_type"] == "CANCELLED", 60)
+    up.koda("up")
+    assert len(up.runs("alone")) == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_run_of_the_command_line_can_be_cancelled_too(up: Up) -> None:
+    """No worker watches it, as none watches a run any more that has gone through an outage of the server."""
+    changes = {"pretrain.steps": "100_000", "pretrain.segments": "1"}
+    log = up.folder / "typed.log"
+    with log.open("w") as output:
+        typed = subprocess.Popen(
+            command("typed", **changes), cwd=up.folder, env=up.environment, stdout=output, stderr=output
+        )
+    training = up.folder / "runs/typed/pretrain"
+    await_step(training, 30)
+    (run,) = up.ask("flow_runs/filter", {"flow_runs": {"name": {"any_": ["typed"]}}})
+    up.prefect("flow-run", "cancel", run["id"])
+    assert typed.wait(120) == 1 and "saved" in log.read_text().splitlines()[-1]
+    assert events(training, "preemption")
+    assert up.ask(f"flow_runs/{run['id']}")["state_type"] == "CANCELLED"
 
 
 @pytest.mark.timeout(600)
@@ -96,12 +129,12 @@ def test_a_run_that_loses_its_worker_saves_and_goes_on_under_the_next(up: Up) ->
     for number, end in enumerate((lambda: os.kill(up.service("worker"), signal.SIGKILL), lambda: up.koda("down")), 1):
         await_step(run / "pretrain", saved + 50)
         end()
-        await_(lambda: not held(run / ".lock"), 40)
+        await_(lambda: not held(run / ".lock"))
         saved = events(run / "pretrain", "preemption")[-1]["step"]
         up.koda("up")
         assert await_resume(run / "pretrain", number) == saved
     assert sorted(life["state_type"] for life in up.runs("orphan")) == ["CRASHED", "CRASHED", "RUNNING"]
-    up.cancel("orphan")
+    up.end("orphan")
 
 
 @pytest.mark.timeout(600)

@@ -50,14 +50,19 @@ class Up(NamedTuple):
         return self.prefect("deployment", "run", "koda/pretrain", *given, *more)
 
     def runs(self, name: str) -> list[dict]:
-        found = json.loads(self.prefect("flow-run", "ls", "-o", "json"))
-        return [run for run in found if run["name"] == f"{name} · pretrain"]
+        """The runs of `koda/pretrain` under this name, the newest first."""
+        wanted = {"flow_runs": {"name": {"any_": [f"{name} · pretrain"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return self.ask("flow_runs/filter", wanted)
 
     def cancel(self, name: str) -> None:
-        """End what goes on under this name: only one run at a time has the GPUs, and the next test wants them."""
+        """Cancel what goes on under this name, as the button of the page does."""
         for run in self.runs(name):
             if run["state_type"] not in ENDED:
-                self.prefect("flow-run", "cancel", run["id"])
+                self.ask(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def end(self, name: str) -> None:
+        """The same, and wait for it: only one run at a time has the GPUs, and the next test wants them."""
+        self.cancel(name)
         await_(lambda: all(run["state_type"] in ENDED for run in self.runs(name)))
 
     def koda(self, *arguments: str) -> str:
@@ -110,7 +115,7 @@ def small(steps: int) -> dict[str, dict[str, Any]]:
     return parsed({**mine, "pretrain.steps": str(steps)})
 
 
-def await_(true: Callable[[], Any], seconds: float = 180) -> None:
+def await_(true: Callable[[], Any], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
