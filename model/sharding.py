@@ -6,6 +6,7 @@ batch are spread over data and fsdp. XLA makes the communication from these anno
 arXiv:2105.04663).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,6 +40,12 @@ def make_mesh(fsdp: int, tensor: int) -> Mesh:
         raise KodaError(f"fsdp = {fsdp} times tensor = {tensor} does not divide the {devices} devices there are.")
     shape = (devices // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def nearest(fsdp: int, tensor: int) -> tuple[int, int]:
+    """The two numbers brought down to what the devices of this process allow, where a training had others."""
+    fsdp = math.gcd(fsdp, jax.device_count())
+    return fsdp, math.gcd(tensor, jax.device_count() // fsdp)
 
 
 def partition(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:

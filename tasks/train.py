@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,9 +62,10 @@ class TrainSection(Section):
     """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
     tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
     """Devices that each matrix product is split over; wants a fast link between them."""
-    processes: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    processes: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 1
     """Processes of this machine that train together, each with its share of the GPUs; where one dies, all go on from
-    the last save. One is enough for any number of GPUs; more are what several machines would be."""
+    the last save. One is enough for any number of GPUs; more are what several machines would be. 0: other machines
+    train, and the run writes their job.json, waits for them and shows how far they are."""
     save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
     """A permanent save each so many steps."""
     save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
@@ -152,9 +154,10 @@ def segment(
     label: str, order: str, folder: str, ends: list[int], number: int, hang_seconds: float, processes: int
 ) -> None:
     """One supervised life of the training process, to the end of segment `number`, counted from 1. A crash fails the
-    task, and Prefect retries it."""
+    task, and Prefect retries it. Processes of other machines are none of its own: they are waited for."""
     where, end = Path(folder), ends[number - 1]
-    _spend(where)
+    if processes:
+        _spend(where)
     with progress(label, end) as watch, page.page(where, label, ends):
         story = Story(where, label)
 
@@ -163,6 +166,8 @@ def segment(
             _show(where, watch)
 
         try:
+            if not processes:
+                return _await_others(label, order, where, end, tick)
             supervise(
                 [sys.executable, "-m", "model.training", order, str(end)],
                 where / "training.log",
@@ -176,6 +181,15 @@ def segment(
             raise
         finally:
             story.tell()
+
+
+def _await_others(label: str, order: str, folder: Path, end: int, tick: Callable[[], None]) -> None:
+    """Wait until other machines have committed step `end`. Whatever started them there starts them again."""
+    if newest_step(folder) < end:
+        say(f"{label:<10} waits for other machines: `python -m model.training {order}` on each of them")
+    while newest_step(folder) < end:
+        time.sleep(1)
+        tick()
 
 
 def peers(count: int) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""`python -m model.training JOB.json UNTIL`: train to step UNTIL, from the newest checkpoint if there is one."""
+"""`python -m model.training JOB.json [UNTIL]`: train to step UNTIL, or to the last, from the newest checkpoint."""
 
 import sys
 import time
@@ -15,7 +15,8 @@ def main() -> int:
 
     die_with_parent()
     try:
-        return train(Job.read(Path(sys.argv[1])), int(sys.argv[2]), BEGAN)
+        job = Job.read(Path(sys.argv[1]))
+        return train(job, int(sys.argv[2]) if len(sys.argv) > 2 else job.recipe.steps, BEGAN)
     except KodaError as error:
         print(f"koda: {error}", file=sys.stderr)
         return UNUSABLE

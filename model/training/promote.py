@@ -1,5 +1,6 @@
 """From the last checkpoint of a finished training to weights that the stages after it may trust."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ TOLERANCE = 1e-3
 
 
 def restored(job: Job) -> tuple[Training, dict[str, Any]]:
-    """The training at its last step, and what its checkpoint recorded. Raises KodaError if it never got there."""
-    training = Training(job)
+    """The training at its last step, on the devices that are here, and what its checkpoint recorded.
+
+    Raises KodaError if it never got there.
+    """
+    fsdp, tensor = sharding.nearest(job.fsdp, job.tensor)
+    training = Training(replace(job, fsdp=fsdp, tensor=tensor))
     found = training.checkpoints.restore(training.shapes)
     if found is None or found[0] != job.recipe.steps:
         at = "none" if found is None else f"step {found[0]}"

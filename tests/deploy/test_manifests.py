@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config import load
 from flows.environment import SETTINGS
 from flows.register import POOL
 from model.training import processes
@@ -163,9 +162,8 @@ def test_a_training_restarts_as_a_whole_but_for_what_no_restart_mends() -> None:
     assert unusable["onExitCodes"]["values"] == [UNUSABLE]
     (rule,) = policy["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-    preset, steps = "koda-1.3b", str(load("koda-1.3b").pretrain.steps)
     (container,) = job["template"]["spec"]["containers"]
-    assert container["args"] == ["python", "-m", "model.training", f"/runs/{preset}/pretrain/job.json", steps]
+    assert container["args"] == ["python", "-m", "model.training", "/runs/koda-1.3b/pretrain/job.json"]
 
 
 def test_one_work_pool_goes_by_one_name() -> None:

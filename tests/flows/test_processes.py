@@ -1,16 +1,20 @@
-"""Two processes that the flow trains with, as one."""
+"""Two processes that the flow trains with, as one, or that other machines start."""
 
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from model.errors import KodaError
+from model.ports import free_port
+from model.training import processes
 from model.training.protocol import lines
 from tasks.train import peers
-from tests.flows.test_pipeline import await_step, command, project
+from tests.flows.test_pipeline import SMALL, await_step, command, project
+from tests.flows.up import await_
 from tests.tasks.test_devices import smi
 
 __all__ = ["project"]  # the fixture
@@ -32,6 +36,31 @@ def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path, nu
     (crash,) = [line for line in told if line["event"] == "crash"]
     (resume,) = [line for line in told if line["event"] == "resume"]
     assert resume["step"] == crash["step"] >= 20 and trainers(folder) == {}
+    assert (folder / "checkpoint/stage.json").is_file()
+
+
+@pytest.mark.timeout(600)
+def test_a_run_waits_for_processes_of_other_machines_and_goes_on_by_itself(project: Path) -> None:
+    folder, log = project / "runs/others", project / "others.log"
+    arguments = command(folder.name, **{"pretrain.processes": "0", "pretrain.fsdp": "2"})
+    with log.open("w") as output:
+        flow = subprocess.Popen([*arguments, "--until", "checkpoint"], cwd=project, stdout=output, stderr=output)
+    order = f"runs/{folder.name}/pretrain/job.json"
+    await_(lambda: f"python -m model.training {order} on each" in log.read_text().replace("`", ""))
+    assert trainers(folder) == {}
+    named = {processes.ADDRESS: f"127.0.0.1:{free_port()}", processes.COUNT: "2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "model.training", order],
+            cwd=project,
+            env={**os.environ, **named, processes.NUMBER: number},
+            stderr=subprocess.DEVNULL,
+        )
+        for number in "01"
+    ]
+    assert [host.wait(300) for host in hosts] == [0, 0]
+    assert flow.wait(100) == 0, log.read_text()
+    assert lines(folder / "pretrain/events.jsonl")[-1]["step"] == int(SMALL["pretrain.steps"])
     assert (folder / "checkpoint/stage.json").is_file()
 
 
