@@ -5,7 +5,7 @@
 
 `koda up` runs a Prefect server and a worker in a folder of their own. One small run is trained; each flow run is then
 of `koda/pretrain` on a copy of it, whose stages stand. What is left is what every run goes through: the queue, the
-worker, a process, the tasks, the lock, the report. The limits of queue and deployment are raised from one at a time.
+worker, a process, the tasks, the lock, the report. The limit of the queue is raised from one at a time.
 """
 
 import argparse
@@ -83,7 +83,6 @@ class Place:
 
     def measure(self, runs: int, at_a_time: int) -> dict[str, Any]:
         from prefect.client.orchestration import get_client
-        from prefect.client.schemas.actions import DeploymentUpdate
         from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 
         changes = {**OVERRIDES, "pretrain.steps": "20", "pretrain.segments": "1"}
@@ -96,7 +95,6 @@ class Place:
                 (self.folder / "runs" / name / own).unlink()
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("koda/pretrain")
-            client.update_deployment(deployment.id, DeploymentUpdate(concurrency_limit=at_a_time))
             queue = client.read_work_queue_by_name("gpu", work_pool_name="koda")
             client.update_work_queue(queue.id, concurrency_limit=at_a_time)
             mine: Any = DeploymentFilter(id={"any_": [deployment.id]})

@@ -16,9 +16,9 @@ AGAIN = "{% set p = flow_run.parameters %}{{ (dict(p, start='') if 'start' in p 
 def wanted() -> list[Any]:
     """The automations, those that need a block only where there is one."""
     from prefect.automations import Automation
-    from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+    from prefect.client.orchestration import get_client
+    from prefect.events.actions import RunDeployment, SendNotification
     from prefect.events.schemas.automations import EventTrigger, Posture
-    from prefect.states import StateType
 
     def trigger(tag: str, **terms: Any) -> EventTrigger:
         related: Any = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
@@ -30,11 +30,14 @@ def wanted() -> list[Any]:
             **terms,
         )
 
-    def ends(state: StateType, message: str) -> ChangeFlowRunState:
-        return ChangeFlowRunState(name=None, state=state, message=message, force=False)
+    def run(parameters: dict[str, Any], deployment: Any = None) -> RunDeployment:
+        source: Any = "selected" if deployment else "inferred"
+        return RunDeployment(source=source, deployment_id=deployment, parameters=parameters, job_variables=None)
 
-    parameters = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": AGAIN}}
-    again = RunDeployment(source="inferred", deployment_id=None, parameters=parameters, job_variables=None)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("koda/check").id
+    again = run({"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": AGAIN}})
+    check = run({"flow_run": {"__prefect_kind": "jinja", "template": "{{ labels.prefect.resource.id }}"}}, deployment)
     found = [
         Automation(
             name="koda: start a crashed run again",
@@ -46,8 +49,8 @@ def wanted() -> list[Any]:
         ),
         Automation(
             name="koda: no sign of life",
-            description="Marks a run as crashed that beat once and then neither beats nor ends: its process is gone, "
-            "and its worker with it, for a worker that lives says so itself.",
+            description="Has a run checked that beat once and then neither beats nor ends. It crashed if its process "
+            "is gone, and its worker with it, for a worker that lives says so itself.",
             trigger=trigger(
                 "koda",
                 after={"prefect.flow-run.heartbeat"},
@@ -55,11 +58,11 @@ def wanted() -> list[Any]:
                 posture=Posture.Proactive,
                 within=timedelta(seconds=3 * HEARTBEAT_SECONDS + 5),
             ),
-            actions=[ends(StateType.CRASHED, "no sign of life")],
+            actions=[check],
         ),
         Automation(
             name="koda: cancelled without a worker",
-            description="Ends a run that was to be cancelled and whose worker is gone; it would hold its place on.",
+            description="Has a run checked that was to be cancelled and has not ended. It would hold its place on.",
             trigger=trigger(
                 "koda",
                 after={"prefect.flow-run.Cancelling"},
@@ -67,7 +70,7 @@ def wanted() -> list[Any]:
                 posture=Posture.Proactive,
                 within=timedelta(seconds=CANCELS_WITHIN),
             ),
-            actions=[ends(StateType.CANCELLED, "its worker is gone")],
+            actions=[check],
         ),
     ]
     if block := _notice():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
-EVERY = 20.0  # seconds between two looks; the worker, if it listens, has ended the run before the second
+EVERY = 10.0  # seconds between two looks; the worker, if it listens, has ended the run before the second
 
 
 def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,8 +42,16 @@ def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _watched(number: str | None) -> Iterator[None]:
-    """While the block lasts, look whether the run is to be cancelled; if it still is at the next look, SIGTERM."""
+    """While the block lasts, look whether the run is to be cancelled; if it still is at the next look, SIGTERM.
+
+    None is sent where one has come from elsewhere: it would fall into the save.
+    """
     done = threading.Event()
+    prefects: Any = signal.getsignal(signal.SIGTERM)
+
+    def told(*arguments: Any) -> None:
+        done.set()
+        prefects(*arguments)
 
     def watch() -> None:
         looks = 0
@@ -53,11 +61,13 @@ def _watched(number: str | None) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
+    signal.signal(signal.SIGTERM, told)
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
+        signal.signal(signal.SIGTERM, prefects)
 
 
 def _to_be_cancelled(number: str | None) -> bool:

@@ -8,8 +8,8 @@ from flows.environment import causes_only, set_environment
 from model.errors import KodaError
 
 POOL = "koda"
-# How many runs at a time: one that trains may take all the GPUs there are, one that only looks waits for no other.
-QUEUES = {"gpu": 1, "background": 1}
+# How many runs at a time: one that trains may take all the GPUs there are, and one that only looks waits for no other.
+QUEUES = {"gpu": 1, "background": 1, "checks": None}
 
 
 def register() -> None:

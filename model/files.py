@@ -110,10 +110,11 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def hold(path: Path, what: str, seconds: float = 1.0) -> IO[str]:
+def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[str]:
     """Lock a file for as long as it stays open, and note in it who did; one that another process holds is waited for.
 
-    Raises KodaError after so many `seconds`, saying who holds it and since when.
+    `known_as`: what else the process goes by, beside its number. Raises KodaError after so many `seconds`, saying who
+    holds it and since when.
     """
     file = path.open("a+", encoding="utf-8")
     deadline = time.monotonic() + seconds
@@ -130,7 +131,8 @@ def hold(path: Path, what: str, seconds: float = 1.0) -> IO[str]:
         file.close()
         raise KodaError(f"{what} is being worked on by {holder}. Wait for it, or give this run another --name.")
     file.truncate(0)
-    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}\n")
+    also = f" ({known_as})" if known_as else ""
+    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}{also}\n")
     file.flush()
     return file
 

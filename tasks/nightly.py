@@ -15,13 +15,13 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import KodaError
 from model.evaluation.figures import quote
 from model.evaluation.regression import Compared, compare
-from model.files import CHECKSUMS, checksums, held, hold, link, sha256
+from model.files import CHECKSUMS, checksums, held, link, sha256
 from model.training.protocol import CHECKPOINTS, append, lines
 from tasks import artifacts
 from tasks.devices import await_free
 from tasks.evaluate import Evaluate
 from tasks.progress import say
-from tasks.run import RECORD, existing, read_built, root, versions
+from tasks.run import RECORD, existing, lock, read_built, root, versions
 from tasks.stage import worth_retrying
 from tasks.supervise import call
 from tasks.train import newest_step
@@ -79,7 +79,7 @@ def measure(run: Path, settings: Evaluate, memory_gb: float, wait_hours: float) 
     """
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    with hold(folder / ".lock", f"{folder}"):
+    with lock(folder, f"{folder}"):
         subject, tokens = newest(run), read_built(run, "tokenize")
         if subject is None or tokens is None:
             raise KodaError(f"{run} has no weights yet: there is nothing to evaluate.")

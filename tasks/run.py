@@ -70,7 +70,7 @@ class Run:
         if WORKER in os.environ:
             die_with_parent()  # without its worker nobody could cancel it; it saves, and is started again by the next
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        self._lock = hold(self.folder / ".lock", f"runs/{self.name}")  # a second: `koda status` looks for a moment
+        self._lock = lock(self.folder, f"runs/{self.name}")
         self._spend()
         path = self.folder / "run.toml"
         self._stood = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -200,6 +200,13 @@ class Run:
             place.rename(aside)
         place.mkdir()
         write_json(marker, {"key": key})
+
+
+def lock(folder: Path, what: str) -> IO[str]:
+    """Hold a folder for the flow run that goes on here (`flows/check.py` finds it by that)."""
+    from prefect.runtime import flow_run  # here, so that `koda status` starts in a moment
+
+    return hold(folder / ".lock", what, known_as=flow_run.id or "")  # a second's patience: `koda status` looks too
 
 
 def flat(nested: dict[str, Any]) -> dict[str, Any]:
