@@ -18,7 +18,7 @@ run: $(VENV)/.installed
 	@$(KODA) run
 
 test: $(VENV)/.installed
-	@$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(VENV)/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

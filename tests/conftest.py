@@ -1,6 +1,7 @@
 """What the tests share. The environment is set before anything imports Prefect or JAX."""
 
 import os
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.update(
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import prefect.main  # noqa: F401  # before absl: setting up its log, it closes absl's stream, which is pytest's
 import pytest
 from flax import nnx
 
@@ -20,6 +22,7 @@ from model.config import LlamaConfig
 from model.data import docs
 from model.data import tokenizer as tokenizers
 from model.llama import Llama
+from tests import pipeline
 
 SHAPE = LlamaConfig(
     vocab_size=320,
@@ -63,6 +66,28 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizers.train(iter([prose]), 512).save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    """A folder with a small run through all stages, made by its real command, once. It is copied, and not changed."""
+    mine = tmp_path_factory.getbasetemp()
+    several = "PYTEST_XDIST_WORKER" in os.environ  # whose folders lie beside each other
+    return pipeline.made_once((mine.parent if several else mine) / "made", prose)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    """A folder with what a run reads."""
+    folder = tmp_path_factory.mktemp("project")
+    pipeline.lay_out(folder, prose)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(project: Path, made: Path) -> Path:
+    """A small run that has gone through all stages there."""
+    return Path(shutil.copytree(made / "runs/small", project / "runs/small"))
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,8 @@ def test_a_training_cancelled_by_the_button_is_saved_and_ends(up: Up, page: Page
 
 def test_the_report_needs_nothing_but_itself(up: Up, page: Page) -> None:
     """In light, in dark and on a phone: no other request, nothing on the console, no scrolling to the side."""
-    up.pretrain("reported", 20, "--watch")
+    up.pretrain("reported", 20)
+    await_(lambda: [run["state_type"] for run in up.runs("reported")] == ["COMPLETED"])
     where = (up.folder / "runs/reported/report.html").as_uri()
     asked, said = [], []
     page.on("request", lambda request: asked.append(request.url))

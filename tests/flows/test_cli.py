@@ -1,12 +1,11 @@
 """The command as its own process, as a person meets it: errors a person can mend."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-KODA = str(Path(sys.executable).with_name("koda"))
+from tests.pipeline import KODA
 
 
 def koda(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

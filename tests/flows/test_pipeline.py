@@ -5,70 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model import arrays
-from model.training.protocol import Heartbeat
-from tests.flows.test_cli import KODA
-
-SMALL = {
-    "tokenize.source": "text",
-    "tokenize.vocab_size": "512",
-    "tokenize.heldout_fraction": "0.1",
-    "model.hidden_size": "64",
-    "model.num_hidden_layers": "2",
-    "model.num_attention_heads": "4",
-    "model.num_key_value_heads": "2",
-    "model.intermediate_size": "128",
-    "model.max_position_embeddings": "64",
-    "pretrain.steps": "120",
-    "pretrain.save_every_steps": "20",
-    "pretrain.warmup_steps": "5",
-    "sft.steps": "60",
-    "sft.source": "rows.jsonl",
-    "sft.answer_limit": "20",
-    "extend.steps": "12",
-    "extend.passkeys": "2",
-    "evaluate.items": "60",
-}
-
-
-def command(name: str, **changes: str) -> list[str]:
-    settings = {**SMALL, **changes}
-    return [KODA, "run", "--name", name, *(part for k, v in settings.items() for part in ("--set", f"{k}={v}"))]
-
-
-def run(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def status(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads(run(folder, KODA, "status", name, "--json"))
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
-    """A folder with a text of some 60 documents, and conversations that always end the same way."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "text").mkdir()
-    for number, start in enumerate(range(0, 240_000, 4_000)):
-        (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
-    (folder / "rows.jsonl").write_text(
-        "".join(f'{{"instruction": "Say {n}", "context": "", "response": "Yes."}}\n' for n in range(300))
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(project: Path) -> Path:
-    run(project, *command("small"))
-    return project / "runs/small"
+from tests.pipeline import await_step, command, run, status
 
 
 @pytest.mark.timeout(900)
@@ -180,14 +122,3 @@ def test_kill_9_of_the_trainer_costs_no_bit(project: Path, finished: Path) -> No
     run(project, *arguments)
     assert status(project, "killed")["restarts"] == 2
     assert checksums(folder) == checksums(finished)
-
-
-def await_step(folder: Path, step: int, flow: subprocess.Popen) -> int:
-    """Wait until the training has got that far; returns the trainer's process number."""
-    deadline = time.monotonic() + 300
-    while True:
-        assert time.monotonic() < deadline and flow.poll() is None
-        beat = Heartbeat.read(folder / "pretrain")
-        if beat and beat["phase"] == "train" and beat["step"] >= step:
-            return beat["pid"]
-        time.sleep(0.01)

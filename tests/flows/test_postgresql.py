@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.config import parsed
-from tests.flows.test_pipeline import SMALL
 from tests.flows.up import brought_up
+from tests.pipeline import SMALL
 from tests.postgresql import ABSENT, PostgreSQL
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=ABSENT)]
@@ -17,8 +17,6 @@ pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=AB
 @pytest.mark.timeout(1800)
 def test_the_whole_pipeline_on_a_worker(tmp_path: Path, prose: str) -> None:
     with PostgreSQL() as database, brought_up(tmp_path, prose, **database.env) as up:
-        rows = ({"instruction": f"Say {n}", "context": "", "response": "Yes."} for n in range(300))
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ["--param", "name=small", "--param", f"settings={json.dumps(parsed(SMALL))}"]
         assert "Completed" in up.prefect("deployment", "run", "koda/pipeline", *given, "--watch")
         found = json.loads(up.koda("status", "small", "--json"))

@@ -13,30 +13,28 @@ from model.ports import free_port
 from model.training import processes
 from model.training.protocol import lines
 from tasks.train import peers
-from tests.flows.test_pipeline import SMALL, await_step, command, project
 from tests.flows.up import await_
+from tests.pipeline import SMALL, await_step, command
 from tests.tasks.test_devices import smi
-
-__all__ = ["project"]  # the fixture
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", ["0", "1"])
-def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path, number: str) -> None:
-    folder = project / f"runs/two-{number}"
-    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "300", "pretrain.segments": "1"})
-    with (project / f"{folder.name}.log").open("w") as log:
+def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path) -> None:
+    """First the one that does not write, then the one that does."""
+    folder = project / "runs/two"
+    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "400", "pretrain.segments": "1"})
+    with (project / "two.log").open("w") as log:
         flow = subprocess.Popen([*arguments, "--until", "checkpoint"], cwd=project, stdout=log, stderr=log)
-    first = await_step(folder, 25, flow)
-    both = trainers(folder)
-    assert len(both) == 2 and both["0"] == first
-    os.kill(both[number], signal.SIGKILL)
-    assert flow.wait(400) == 0, (project / f"{folder.name}.log").read_text()
+    for killed, step in (("1", 25), ("0", 85)):
+        writing = await_step(folder, step, flow)
+        both = trainers(folder)
+        assert len(both) == 2 and both["0"] == writing
+        os.kill(both[killed], signal.SIGKILL)
+    assert flow.wait(400) == 0, (project / "two.log").read_text()
     told = lines(folder / "pretrain/events.jsonl")
-    (crash,) = [line for line in told if line["event"] == "crash"]
-    (resume,) = [line for line in told if line["event"] == "resume"]
-    assert resume["step"] == crash["step"] >= 20 and trainers(folder) == {}
-    assert (folder / "checkpoint/stage.json").is_file()
+    crashes, resumes = ([line["step"] for line in told if line["event"] == kind] for kind in ("crash", "resume"))
+    assert crashes == resumes and len(crashes) == 2 and crashes[0] >= 20 and crashes[1] >= 80
+    assert trainers(folder) == {} and (folder / "checkpoint/stage.json").is_file()
 
 
 @pytest.mark.timeout(600)

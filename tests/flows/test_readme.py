@@ -2,12 +2,12 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from flows.cli import parser
-from tests.flows.test_pipeline import command
 from tests.flows.up import Up
 from tests.hub import Hub
 
@@ -32,13 +32,10 @@ def test_there_are_some() -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_a_strangers_path(up: Up) -> None:
+def test_a_strangers_path(up: Up, made: Path) -> None:
     """A smaller run than `make run` makes, under its name; then what the README says of it, of a run that Prefect
     starts, of a night, and of what publishing would change."""
-    (up.folder / "rows.jsonl").write_text(
-        "".join(f'{{"instruction": "Say {n}", "context": "", "response": "Yes."}}\n' for n in range(300))
-    )
-    up.koda(*command("tiny")[1:])
+    shutil.copytree(made / "runs/small", up.folder / "runs/tiny")
     for line in ("koda status tiny", "koda report tiny", "koda verify runs/tiny/publish/hf"):
         assert "tiny" in up.koda(*typed(line))
     up.prefect(*typed("prefect deployment run koda/nightly-eval"), "--watch")

@@ -16,14 +16,14 @@ import pytest
 
 from model.files import held
 from model.training.protocol import Heartbeat
-from tests.flows.test_cli import KODA
-from tests.flows.test_pipeline import command
-from tests.flows.up import Up, await_, events
+from tests.flows.up import Up, await_, events, small
+from tests.pipeline import KODA, command
 
 
 @pytest.mark.timeout(600)
 def test_a_deployment_runs_on_server_and_worker(up: Up) -> None:
-    assert "Completed" in up.pretrain("deployed", 20, "--watch")
+    given = ["--param", "name=deployed", "--param", f"settings={json.dumps(small(20))}"]
+    assert "Completed" in up.prefect("deployment", "run", "koda/pretrain", *given, "--watch")
     status = subprocess.run([KODA, "status", "deployed", "--json"], cwd=up.folder, capture_output=True, text=True)
     found = json.loads(status.stdout)
     states = {stage["stage"]: stage["state"] for stage in found["stages"]}
@@ -80,11 +80,29 @@ def test_a_run_of_the_command_line_can_be_cancelled_too(up: Up) -> None:
         )
     training = up.folder / "runs/typed/pretrain"
     await_step(training, 30)
-    (run,) = up.ask("flow_runs/filter", {"flow_runs": {"name": {"any_": ["typed"]}}})
+    (run,) = up.runs("typed")
     up.prefect("flow-run", "cancel", run["id"])
     assert typed.wait(120) == 1 and "saved" in log.read_text().splitlines()[-1]
     assert events(training, "preemption")
     assert up.ask(f"flow_runs/{run['id']}")["state_type"] == "CANCELLED"
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_silent_is_gone_only_where_its_process_is(up: Up) -> None:
+    """What the automations start says so: the server may have been away, and heard nobody."""
+    up.pretrain("quiet", 100_000)
+    await_step(up.folder / "runs/quiet/pretrain", 30)
+    (works,) = up.runs("quiet")
+    gone = [
+        up.ask("flow_runs/", {"flow_id": works["flow_id"], "state": {"type": t}}) for t in ("RUNNING", "CANCELLING")
+    ]
+    for run in (works, *gone):
+        up.start("check", flow_run=f"prefect.flow-run.{run['id']}")
+    checks = {"deployments": {"name": {"any_": ["check"]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    await_(lambda: up.ask("flow_runs/count", checks) == 3)
+    found = [up.ask(f"flow_runs/{run['id']}")["state_type"] for run in (works, *gone)]
+    assert found == ["RUNNING", "CRASHED", "CANCELLED"]
+    up.end("quiet")
 
 
 @pytest.mark.timeout(600)

@@ -18,8 +18,7 @@ import pytest
 from flows.config import parsed
 from model.ports import free_port
 from model.training.protocol import lines
-from tests.flows.test_cli import KODA
-from tests.flows.test_pipeline import SMALL
+from tests.pipeline import KODA, SMALL, lay_out
 
 PROJECT = Path(__file__).parents[2]
 DEPLOYED = ("flows", "tasks", "model", "prefect.yaml")
@@ -45,14 +44,19 @@ class Up(NamedTuple):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def pretrain(self, name: str, steps: int, *more: str) -> str:
-        given = ["--param", f"name={name}", "--param", f"settings={json.dumps(small(steps))}"]
-        return self.prefect("deployment", "run", "koda/pretrain", *given, *more)
+    def pretrain(self, name: str, steps: int) -> None:
+        self.start("pretrain", name=name, settings=small(steps))
+
+    def start(self, deployment: str, **parameters: Any) -> None:
+        """Start a run, as the form of the page does."""
+        number = self.ask(f"deployments/name/koda/{deployment}")["id"]
+        given = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        self.ask(f"deployments/{number}/create_flow_run", given)
 
     def runs(self, name: str) -> list[dict]:
-        """The runs of `koda/pretrain` under this name, the newest first."""
-        wanted = {"flow_runs": {"name": {"any_": [f"{name} · pretrain"]}}, "sort": "EXPECTED_START_TIME_DESC"}
-        return self.ask("flow_runs/filter", wanted)
+        """Prefect's runs that work on the run of this name, the newest first."""
+        found = self.ask("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        return [run for run in found if run["parameters"].get("name") == name]
 
     def cancel(self, name: str) -> None:
         """Cancel what goes on under this name, as the button of the page does."""
@@ -94,9 +98,7 @@ def brought_up(folder: Path, prose: str, **environment: str) -> Iterator[Up]:
     for name in DEPLOYED:
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    (folder / "text").mkdir()
-    for number, start in enumerate(range(0, 160_000, 4_000)):
-        (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
+    lay_out(folder, prose)
     port = free_port()
     up = Up(folder, port, {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", **environment})
     try:
