@@ -206,7 +206,8 @@ def lock(folder: Path, what: str) -> IO[str]:
     """Hold a folder for the flow run that goes on here (`flows/check.py` finds it by that)."""
     from prefect.runtime import flow_run  # here, so that `koda status` starts in a moment
 
-    return hold(folder / ".lock", what, known_as=flow_run.id or "")  # a second's patience: `koda status` looks too
+    known_as = f"flow run {flow_run.id}" if flow_run.id else ""
+    return hold(folder / ".lock", what, known_as=known_as)  # a second's patience: `koda status` looks too
 
 
 def flat(nested: dict[str, Any]) -> dict[str, Any]:
