@@ -1,4 +1,4 @@
-# make run · make test · make lint · make lock
+# make run · make test · make test-system · make lint · make lock
 PYTHON ?= python3
 VENV := .venv
 KODA := $(VENV)/bin/koda
@@ -13,12 +13,16 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	  --group verify --group test --group lint
 	@touch $@
 
-.PHONY: run test lint lock
+.PHONY: run test test-system lint lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
+PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed
-	@$(VENV)/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) -m "not browser and not postgresql and not chaos"
+
+test-system: $(VENV)/.installed  ## what meets Debian's Chromium and PostgreSQL, and the faults of bench/chaos.py
+	@$(PYTEST) -m "browser or postgresql or chaos"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -27,7 +27,7 @@ from tasks.run import FILES, root
 PORT = 4200
 SERVER_PATIENCE = 120.0  # seconds; a fresh database takes up to 30
 WORKER_PATIENCE = 40.0  # to end its runs, in which a training saves
-NOTICED_WITHIN = 10.0  # until an automation has done what it does about a run that ended
+NOTICED_WITHIN = 60.0  # until an automation has done what it does about a run that ended
 
 
 def up() -> None:
@@ -114,8 +114,11 @@ def _save(worker: Service) -> None:
             os.kill(pid, signal.SIGTERM)
     mine: dict[str, Any] = {"id": {"any_": [run.id for run in going]}}
     _until(lambda: not worker.children() or not _runs("RUNNING", "PENDING", **mine), WORKER_PATIENCE)
-    crashed = [run for run in _runs("CRASHED", **mine) if RESUMES in run.tags]
-    _until(lambda: len(_runs("SCHEDULED", expected_start_time={"after_": began})) >= len(crashed), NOTICED_WITHIN)
+    _until(lambda: not _runs("RUNNING", **mine), 5)  # the last words of a process that has gone
+    again: dict[str, Any] = {"tags": {"all_": [RESUMES]}}  # and not the nights that are planned
+    crashed = _runs("CRASHED", **mine, **again)
+    again["expected_start_time"] = {"after_": began}
+    _until(lambda: len(_runs("SCHEDULED", **again)) >= len(crashed), NOTICED_WITHIN)
 
 
 def _finish() -> None:

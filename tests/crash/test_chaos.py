@@ -12,7 +12,8 @@ PROJECT = Path(__file__).parents[2]
 SLOW = {"API silent for 2 min", "SIGKILL of worker and all"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
 def test_each_fault_is_recovered_from_and_the_weights_are_the_same(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "bench/chaos.py", "--list"], cwd=PROJECT, capture_output=True, text=True, check=True

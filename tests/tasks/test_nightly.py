@@ -18,15 +18,24 @@ from model.files import write_checksums
 from model.training.protocol import lines
 from tasks import nightly
 from tasks.evaluate import Evaluate
+from tests.pipeline import command, run
 
 SETTINGS = Evaluate(items=40, max_bytes=30_000)
 
 
+@pytest.fixture(scope="module")
+def trained(project: Path) -> Path:
+    """A run whose base model was published as it was trained."""
+    off = {"sft.steps": "0", "extend.factor": "1", "convert.formats": '["hf"]', "evaluate.items": "20"}
+    run(project, *command("small", **off))
+    return project / "runs/small"
+
+
 @pytest.fixture
-def small(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Path:
-    """A run that was trained and published, to be changed."""
+def small(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Path:
+    """A copy of the run, to be changed."""
     monkeypatch.setenv("KODA_RUNS", str(tmp_path))
-    return Path(shutil.copytree(made / "runs/small", tmp_path / "small"))
+    return Path(shutil.copytree(trained, tmp_path / "small"))
 
 
 def measured(run_folder: Path) -> dict:
