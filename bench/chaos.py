@@ -25,21 +25,13 @@ from pathlib import Path
 from alternate import Spread, show
 
 from model.ports import free_port
+from tests.pipeline import SMALL
 
 PROJECT = Path(__file__).resolve().parents[1]
 SAVE_EVERY = 100
 SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
-OVERRIDES = {
-    "tokenize.source": "text",
-    "tokenize.vocab_size": "512",
-    "tokenize.heldout_fraction": "0.1",
-    "model.hidden_size": "64",
-    "model.num_hidden_layers": "2",
-    "model.num_attention_heads": "4",
-    "model.num_key_value_heads": "2",
-    "model.intermediate_size": "128",
-    "model.max_position_embeddings": "64",
+OVERRIDES = {key: value for key, value in SMALL.items() if key.startswith(("tokenize.", "model."))} | {
     "pretrain.learning_rate": "1e-3",
     "pretrain.save_every_steps": str(SAVE_EVERY),
     "pretrain.save_every_minutes": "0.1",
