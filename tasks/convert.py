@@ -79,7 +79,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=3)
+@stage(version=4)
 def convert(out: Path, settings: Convert, about: About, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
     """Write hf/, gguf/ and mlx/, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
     installed(settings.formats)  # refuse before anything is written

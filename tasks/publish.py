@@ -1,5 +1,7 @@
 """Stage 8: exports → three repositories with model cards, in a local folder or on the Hub."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,9 +83,9 @@ def lay_out(
     name = run.name
     lineage = {
         "run": name,
-        "configuration": configuration,
+        "configuration": public(configuration),
         "stages": {
-            stage: {name: record[name] for name in ("key", "reads", "settings", "finished")}
+            stage: json.loads(public(json.dumps({of: record[of] for of in ("key", "reads", "settings", "finished")})))
             for stage in STAGES[:-1]  # a publishing that knew of the one before would differ from it each time
             if (record := _record(run / stage))
         },
@@ -103,6 +105,15 @@ def lay_out(
             file.write(text)
         write_checksums(folder)
     return kinds
+
+
+def public(settings: str) -> str:
+    """Settings, as TOML or JSON, without the folders of this machine: of an absolute path its last part.
+
+    >>> public('source = "/home/me/clients/text"')
+    'source = "text"'
+    """
+    return re.sub(r'"(/[^"\n]*)"', lambda quoted: f'"{Path(quoted[1]).name}"', settings)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def write(
         hf.write(folder / "hf", model, tokenizer_file, hf_dtype)
         stored = model.params["embedding"].dtype.name if hf_dtype == "auto" else hf_dtype
         written.append(Export("hf", "hf", 32 if stored == "float32" else 16))
-    if "gguf" in formats:
+    if "gguf" in formats and gguf_kinds:
         written += _gguf(folder, model, tokenizer_file, gguf_kinds, told)
     for label in mlx_kinds if "mlx" in formats else ():
         mlx.write(folder / "mlx" / label, folder / "hf", label)

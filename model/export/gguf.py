@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, quants
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, quants
 
 from model.config import LlamaConfig
 from model.errors import KodaError
@@ -45,6 +45,8 @@ def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: Abo
         writer = GGUFWriter(beside.name, ARCHITECTURE)
         _add_about(writer, about)
         writer.add_file_type(TYPES[kind][1])
+        if kind.startswith("Q"):
+            writer.add_quantization_version(GGML_QUANT_VERSION)  # which the format asks for
         _add_shape(writer, model.config)
         gguf_tokenizer.add(writer, tokenizer_file, model.config.vocab_size)
         tensors = list(to_hf(model.params))

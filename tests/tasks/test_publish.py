@@ -25,7 +25,7 @@ from model.files import checksums, write_json
 from tasks.about import About
 from tasks.cards import card
 from tasks.hub import SECRET, upload
-from tasks.publish import Publish, publish
+from tasks.publish import Publish, public, publish
 from tasks.run import RECORD, Built, Run, read_built
 from tests.hub import Fault, Hub
 
@@ -455,3 +455,8 @@ def test_a_card_that_the_hub_refuses_is_an_error_of_its_own(
         publishing()
     assert hub.repos == {} and hub.received == 0
     assert [path for _, path in hub.requests].count("/api/validate-yaml") == 1
+
+
+def test_what_is_published_names_no_folder_of_this_machine() -> None:
+    told = 'source = "/home/me/clients/text"\nmix = { "/data/a b" = 1.0, "hub:u/d" = 2.0 }\n'
+    assert public(told) == 'source = "text"\nmix = { "a b" = 1.0, "hub:u/d" = 2.0 }\n'
