@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig, Settings, load
-from model.accelerators import ACCELERATORS, GIB, flops_per_token
+from model.accelerators import ACCELERATORS, GIB, USABLE, flops_per_token
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.training.job import Job
 from tasks.supervise import call
 
-USABLE = 0.92  # of a device's memory: the rest goes to the driver, the collectives, and holes between buffers
 TOKENS_PER_PARAMETER = 20  # where compute is spent best (Hoffmann et al. 2022, arXiv:2203.15556)
 GPT2_VOCABULARY = 50257
 DOUBLINGS = 4  # of the batch asked for, that are tried, it among them

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from model.config import LlamaConfig
 
 GIB = 2**30
+USABLE = 0.92  # of a device's memory: the rest goes to the driver, the collectives, and holes between buffers
 
 
 class Accelerator(NamedTuple):

@@ -73,7 +73,7 @@ def _write(folder: Path, named: dict[str, Any], verify: bool, facts: dict[str, A
     if verify:
         for _ in read_parts(folder, described):
             pass
-    write_json(folder / COMMIT, {**facts, "arrays": described})
+    write_json(folder / COMMIT, {**facts, "verified": verify, "arrays": described})
 
 
 def _orbax() -> ocp.Checkpointer:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # queries taken together on a CPU: the scores above the diagonal are then mostly never computed
+# Queries taken together: the scores above the diagonal are mostly never computed then, and never all held at once.
+BLOCK, GPU_BLOCK = 64, 512
 MASKED = -1e30  # finite, so that a row without a key gives no NaN
 
 
@@ -37,16 +38,16 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Se
 
     Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
     """
-    if jax.default_backend() == "gpu":
-        mask = None if segments is None else segments.visible(slice(None), slice(None))[:, None]
-        fused = mask is None and q_BTHA.dtype in (jnp.bfloat16, jnp.float16)  # what cuDNN's kernels are made for
-        return jax.nn.dot_product_attention(
-            q_BTHA, k_BTKA, v_BTKA, mask=mask, is_causal=True, implementation="cudnn" if fused else "xla"
-        )
+    gpu, size = jax.default_backend() == "gpu", q_BTHA.shape[-1]
+    # What cuDNN has kernels for: without a mask, and with heads of these sizes on every GPU that has any.
+    if gpu and segments is None and q_BTHA.dtype in (jnp.bfloat16, jnp.float16) and size <= 128 and size % 8 == 0:
+        return jax.nn.dot_product_attention(q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn")
+    # A GPU has less memory and more arithmetic: there the backward pass computes a block's scores again.
+    block, taken = (jax.checkpoint(_block, static_argnums=(4, 5)), GPU_BLOCK) if gpu else (_block, BLOCK)
     return jnp.concatenate(
         [
-            _block(q_BTHA, k_BTKA, v_BTKA, segments, start, min(start + BLOCK, q_BTHA.shape[1]))
-            for start in range(0, q_BTHA.shape[1], BLOCK)
+            block(q_BTHA, k_BTKA, v_BTKA, segments, start, min(start + taken, q_BTHA.shape[1]))
+            for start in range(0, q_BTHA.shape[1], taken)
         ],
         axis=1,
     )

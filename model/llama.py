@@ -160,7 +160,8 @@ class Llama(nnx.Module):
         return (self.embedding if self.head is None else self.head)[...]
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.embedding[...].astype(self.compute.dtype)[tokens_BT]
+        # Looked up in float32, so that the gradients of a token that comes often are summed up in float32.
+        return self.embedding[...][tokens_BT].astype(self.compute.dtype)
 
     def hidden(
         self, x_BTD: jax.Array, segments: Segments | None = None, positions_BT: jax.Array | None = None

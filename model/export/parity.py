@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from model import weights
@@ -78,7 +79,8 @@ def compare(
 
     `limits` gives each path its Limits.
     """
-    expected = expectation(Path(weights_folder), Path(tokenizer), Path(heldout), old_context)
+    with jax.default_matmul_precision("highest"):  # a GPU would multiply float32 in TF32, with 11 bits, as F16 has
+        expected = expectation(Path(weights_folder), Path(tokenizer), Path(heldout), old_context)
     return {path: judge(kind, Path(folder) / path, Limits(*limit), expected) for path, limit in limits.items()}
 
 

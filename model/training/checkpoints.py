@@ -62,6 +62,7 @@ class Checkpoints:
         if not processes.writes():
             return
         self._saves += 1
+        facts["saves"] = self._saves
         writing = arrays.Background(
             self.folder / str(step),
             named,
@@ -143,6 +144,7 @@ class Checkpoints:
                         f"({self.fingerprint}): the text, the tokenizer, the context or the batch has changed. "
                         "Give this run another --name."
                     )
+                self._saves = facts.get("saves", 0)  # a life is often too short to come to a save that is verified
                 return step, arrays.read(folder)
             except arrays.Broken as broken:
                 aside = self._set_aside(step)

@@ -1,8 +1,8 @@
 """One training in several processes, on one host or many: who writes, and what all must decide alike.
 
-Each process of a training runs `python -m model.training` with the same job. JAX joins them (`jax.distributed`): under
-Slurm, Open MPI or Kubernetes it finds the others by itself; elsewhere the environment names them, as
-JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+Each process of a training runs `python -m model.training` with the same job. JAX joins them (`jax.distributed`) where
+the environment has JAX_COORDINATOR_ADDRESS=host:port; how many they are, and which one this is, it knows from Slurm,
+Open MPI or Kubernetes, or else from JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import os
@@ -54,8 +54,9 @@ def told_to_stop(step: int, asked: bool) -> bool:
 def whole(leaf: Any) -> np.ndarray:
     """A copy of an array in this process's memory, also where its parts lie with other processes.
 
-    A copy always: on a CPU an array's memory is the very memory that the next step, with donated buffers, writes over.
+    On a CPU an array's memory is the very memory that the next step, with donated buffers, writes over. From a GPU it
+    comes as a copy, which the array itself keeps: another one would hold the whole state twice.
     """
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return np.array(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.array(leaf)
+    return np.array(leaf) if jax.default_backend() == "cpu" else np.asarray(leaf)

@@ -61,11 +61,26 @@ def test_attention_stays_within_a_segment(model: Llama, tokens: jax.Array) -> No
     assert all(jacobian[:, position].any() for position in range(4, 10))
 
 
-def test_blocks_of_queries_give_the_plain_attention() -> None:
-    """The CPU form, cut into blocks, against JAX's own; a length that is no multiple of the block."""
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_blocks_of_queries_give_the_plain_attention(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into blocks, against JAX's own; a length that is no multiple of the block."""
+    monkeypatch.setattr("model.attention.jax.default_backend", lambda: backend)
+    monkeypatch.setattr("model.attention.GPU_BLOCK", 100)
     q, k, v = (jax.random.normal(jax.random.key(n), (2, 150, heads, 16)) for n, heads in ((0, 6), (1, 2), (2, 2)))
-    plain = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    np.testing.assert_allclose(attend(q, k, v), plain, atol=2e-6)
+
+    def plain(q: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    np.testing.assert_allclose(attend(q, k, v), plain(q), atol=2e-6)
+    ours, theirs = (jax.grad(lambda q, of=of: (of(q) ** 2).sum())(q) for of in (lambda q: attend(q, k, v), plain))
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_the_gradient_of_a_frequent_token_is_not_lost_in_half_precision(shape: LlamaConfig) -> None:
+    """A sum in bfloat16 stops growing at 256 times its addends."""
+    model = Llama(shape, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
+    seen = nnx.grad(lambda model: model.embed(jnp.zeros((1, 4096), jnp.int32)).astype(jnp.float32).sum())(model)
+    np.testing.assert_array_equal(seen.embedding[...][0], 4096)
 
 
 def test_decoding_with_a_cache_gives_the_same_logits(model: Llama, tokens: jax.Array) -> None:

@@ -86,6 +86,17 @@ def test_another_shape_is_refused(saved: Path) -> None:
         opened(saved, []).restore({"w": jnp.zeros((2, 2)), "nested": {"n": jnp.int32(0)}})
 
 
+def test_saves_are_verified_however_short_the_lives_are(tmp_path: Path) -> None:
+    verified = []
+    for step in range(1, 7):
+        checkpoints = Checkpoints(tmp_path, "data", lambda *_, **__: None, keep=2, verify_every=3)
+        checkpoints.restore(state(0))
+        checkpoints.save(step, state(step), permanent=True)
+        checkpoints.wait()
+        verified.append(arrays.facts(tmp_path / str(step))["verified"])
+    assert verified == [False, False, True] * 2
+
+
 def test_a_temporary_save_goes_when_a_newer_one_is_there(tmp_path: Path) -> None:
     checkpoints = opened(tmp_path, [])
     for step, permanent in ((1, True), (2, False), (3, False), (4, True), (5, True), (6, False)):
