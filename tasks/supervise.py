@@ -66,7 +66,7 @@ def supervise(
             )
             for environment in peers
         ]
-    began = time.time()
+    pulse = Pulse(folder, children[0].pid) if folder is not None else None
     hung = False
     try:
         while (codes := [child.poll() for child in children]).count(None) and not any(codes):
@@ -74,7 +74,7 @@ def supervise(
                 children[codes.index(None)].wait(0.5)
             except subprocess.TimeoutExpired:
                 tick()
-                if folder is not None and _silent(folder, children[0].pid, began, hang_seconds):
+                if pulse is not None and pulse.stopped(hang_seconds):
                     hung = True
                     _signal(children[0], signal.SIGKILL)
     except BaseException:
@@ -117,12 +117,22 @@ def call(
         return read_json(result)
 
 
-def _silent(folder: Path, pid: int, began: float, hang_seconds: float) -> bool:
-    beat = Heartbeat.read(folder)
-    if beat is None or beat["pid"] != pid:
-        return time.time() - began > PATIENCE["start"]
-    training = max(hang_seconds, SLOWEST * beat["pace"])
-    return time.time() - beat["time"] > PATIENCE.get(beat["phase"], training)
+class Pulse:
+    """The signs of life of a process, timed by a clock that stands still while the machine sleeps."""
+
+    def __init__(self, folder: Path, pid: int):
+        self.folder, self.pid = folder, pid
+        self.last, self.since = 0.0, time.monotonic()
+
+    def stopped(self, hang_seconds: float) -> bool:
+        """Has there been none for longer than what the process is at can take?"""
+        beat = Heartbeat.read(self.folder)
+        if beat is None or beat["pid"] != self.pid:
+            return time.monotonic() - self.since > PATIENCE["start"]
+        if beat["time"] != self.last:
+            self.last, self.since = beat["time"], time.monotonic()
+        training = max(hang_seconds, SLOWEST * beat["pace"])
+        return time.monotonic() - self.since > PATIENCE.get(beat["phase"], training)
 
 
 def _signal(child: subprocess.Popen, number: signal.Signals) -> None:

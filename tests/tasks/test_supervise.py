@@ -10,7 +10,7 @@ import pytest
 
 from model.errors import KodaError
 from model.training.protocol import Heartbeat, event
-from tasks.supervise import ProcessFailed, _silent, call, supervise
+from tasks.supervise import ProcessFailed, Pulse, call, supervise
 from tasks.train import WITHOUT_PROGRESS, _spend
 
 
@@ -125,16 +125,21 @@ def test_lives_with_progress_are_not(tmp_path: Path) -> None:
         _spend(tmp_path)
 
 
-def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
+def test_slow_steps_are_no_hang_and_neither_is_a_machine_that_slept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A training whose steps take two seconds may be silent for twenty, whatever the setting says."""
-    heart = Heartbeat(tmp_path, 0.0)
-    now = time.time()
+    heart, clock = Heartbeat(tmp_path, 0.0), [0.0]
+    monkeypatch.setattr("tasks.supervise.time.monotonic", lambda: clock[0])
     for pace, silence, hung in ((0.0, 4, False), (0.0, 6, True), (2.0, 19, False), (2.0, 21, True)):
         heart.beat("train", 1)
         told = {**json.loads(heart.path.read_text()), "pace": pace}
         heart.path.write_text(json.dumps(told))
-        os.utime(heart.path, (now - silence, now - silence))
-        assert _silent(tmp_path, told["pid"], began=now, hang_seconds=5.0) is hung
+        os.utime(heart.path, (0, 0))  # hours ago by the clock on the wall
+        pulse = Pulse(tmp_path, told["pid"])
+        assert not pulse.stopped(hang_seconds=5.0)
+        clock[0] += silence
+        assert pulse.stopped(hang_seconds=5.0) is hung
 
 
 def test_the_pace_is_that_of_the_slow_steps(tmp_path: Path) -> None:
