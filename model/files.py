@@ -122,7 +122,7 @@ def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue
@@ -140,11 +140,11 @@ def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[
 def held(path: Path) -> bool:
     """Does another process hold this lock?"""
     try:
-        with path.open("a") as file:
+        with path.open() as file:  # for reading: NFS gives no shared lock on a file that is open for writing alone
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False
     return False
 
