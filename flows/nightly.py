@@ -8,6 +8,7 @@ from flows.cancel import cancellable
 from flows.config import load
 from flows.forms import field
 from tasks.nightly import measure, run_to_measure
+from tasks.progress import say
 
 
 @flow(name="koda", flow_run_name="nightly {name}", validate_parameters=False)
@@ -27,4 +28,7 @@ def nightly_eval(
         wait_hours: how long it waits for a free GPU, where the machine has any.
     """
     folder = run_to_measure(name)
+    if folder is None:
+        say("no run has weights yet: there is nothing to evaluate")
+        return
     measure(folder, load("", run=folder).evaluate, memory_gb, wait_hours)

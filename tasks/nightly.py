@@ -51,18 +51,15 @@ def newest(run: Path) -> Newest | None:
     return Newest("checkpoint", f"step {step:,}", path, sha256(path / "COMMIT.json")) if step else None
 
 
-def run_to_measure(name: str) -> Path:
-    """The folder of the run `name`; of any run, where none is named: one in training comes before one that is done, and
-    the newer before the older. Raises KodaError where nothing is there to be measured."""
+def run_to_measure(name: str) -> Path | None:
+    """The folder of the run `name`; where none is named, of any that has weights, or None: one in training comes before
+    one that is done, and the newer before the older. Raises KodaError where the named one has nothing."""
     if name:
-        folders = [existing(name)]
-    else:
-        folders = sorted((path.parent for path in root().glob("*/run.toml")), key=_recent, reverse=True)
-    for folder in folders:
-        if newest(folder) is not None:
-            return folder
-    what = f"run {name!r} has" if name else f"no run in {root()} has"
-    raise KodaError(f"{what} neither a checkpoint nor a published model yet: there is nothing to evaluate.")
+        if newest(existing(name)) is None:
+            raise KodaError(f"run {name!r} has neither a checkpoint nor a published model: nothing can be evaluated.")
+        return existing(name)
+    folders = sorted((path.parent for path in root().glob("*/run.toml")), key=_recent, reverse=True)
+    return next((folder for folder in folders if newest(folder) is not None), None)
 
 
 def _recent(run: Path) -> tuple[bool, float]:

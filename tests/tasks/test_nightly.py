@@ -11,24 +11,28 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from model import weights
 from model.errors import KodaError
 from model.evaluation import suite
 from model.evaluation.regression import compare
+from model.export import hf
 from model.files import write_checksums
 from model.training.protocol import lines
 from tasks import nightly
 from tasks.evaluate import Evaluate
-from tests.pipeline import command, run
 
 SETTINGS = Evaluate(items=40, max_bytes=30_000)
 
 
 @pytest.fixture(scope="module")
-def trained(project: Path) -> Path:
+def trained(finished: Path) -> Path:
     """A run whose base model was published as it was trained."""
-    off = {"sft.steps": "0", "extend.factor": "1", "convert.formats": '["hf"]', "evaluate.items": "20"}
-    run(project, *command("small", **off))
-    return project / "runs/small"
+    published = finished / "publish/hf"
+    shutil.rmtree(published)
+    base = weights.read(finished / "checkpoint/weights")
+    hf.write(published, base, finished / "tokenize/tokenizer.json", "float32")
+    write_checksums(published)
+    return finished
 
 
 @pytest.fixture
@@ -103,6 +107,11 @@ def test_a_training_that_goes_on_is_measured_by_its_last_checkpoint(small: Path)
         shutil.rmtree(small / "pretrain/checkpoints")
         later = suite.measure(str(path), str(small / "tokenize"), SETTINGS.items, SETTINGS.max_bytes)
     assert later["figures"]["bits_per_byte"] == pytest.approx(history(small)[0]["figures"]["bits_per_byte"], abs=2e-3)
+
+
+def test_where_there_is_no_run_yet_there_is_nothing_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path))
+    assert nightly.run_to_measure("") is None
 
 
 def test_without_a_name_the_newest_run_is_measured(small: Path) -> None:
