@@ -1,24 +1,32 @@
 """`python -m model.training JOB.json [UNTIL]`: train to step UNTIL, or to the last, from the newest checkpoint."""
 
+import os
 import sys
 import time
 from pathlib import Path
+
+from model.accelerators import USABLE
+from model.training.protocol import UNUSABLE, die_with_parent, event
 
 BEGAN = time.time()  # before the imports, which take a second or two of the life
 
 
 def main() -> int:
+    die_with_parent()  # before the imports too, in which it could lose its parent
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes no two
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(USABLE))  # else 0.75, and not what `koda plan` counts with
     from model.errors import KodaError
     from model.training.job import Job
     from model.training.loop import train
-    from model.training.protocol import UNUSABLE, die_with_parent
 
-    die_with_parent()
+    job = None
     try:
         job = Job.read(Path(sys.argv[1]))
         return train(job, int(sys.argv[2]) if len(sys.argv) > 2 else job.recipe.steps, BEGAN)
     except KodaError as error:
         print(f"koda: {error}", file=sys.stderr)
+        if job and Path(job.folder).is_dir():  # a run that waits for this machine reads no output of it
+            event(Path(job.folder), "refused", 0, cause=str(error))
         return UNUSABLE
 
 

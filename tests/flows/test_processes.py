@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,19 @@ import pytest
 from model.errors import KodaError
 from model.ports import free_port
 from model.training import processes
-from model.training.protocol import lines
-from tasks.train import peers
+from model.training.protocol import Heartbeat, event, lines
+from tasks.train import _await_others, peers
 from tests.flows.up import await_
 from tests.pipeline import SMALL, await_step, command
 from tests.tasks.test_devices import smi
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path) -> None:
     """First the one that does not write, then the one that does."""
     folder = project / "runs/two"
-    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "400", "pretrain.segments": "1"})
+    arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "160", "pretrain.segments": "1"})
     with (project / "two.log").open("w") as log:
         flow = subprocess.Popen([*arguments, "--until", "checkpoint"], cwd=project, stdout=log, stderr=log)
     for killed, step in (("1", 25), ("0", 85)):
@@ -60,6 +62,24 @@ def test_a_run_waits_for_processes_of_other_machines_and_goes_on_by_itself(proje
     assert flow.wait(100) == 0, log.read_text()
     assert lines(folder / "pretrain/events.jsonl")[-1]["step"] == int(SMALL["pretrain.steps"])
     assert (folder / "checkpoint/stage.json").is_file()
+
+
+def test_a_machine_that_refuses_to_train_ends_the_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not while another one trains: it was one too many."""
+    monkeypatch.setattr("tasks.train.REFUSED_FOR", 3.0)
+    event(tmp_path, "refused", 0, cause="an earlier time")
+    ticks, heart = [], Heartbeat(tmp_path, 0.0)
+
+    def tick() -> None:
+        ticks.append(time.monotonic())
+        if len(ticks) == 1:
+            event(tmp_path, "refused", 0, cause="fsdp = 2 does not divide")
+        if len(ticks) < 5:
+            heart.beat("train", 1)
+
+    with pytest.raises(KodaError, match="what trains elsewhere refused to: fsdp = 2"):
+        _await_others("pretrain", "job.json", tmp_path, 10, tick)
+    assert len(ticks) >= 7
 
 
 def trainers(folder: Path) -> dict[str, int]:
