@@ -1,16 +1,16 @@
-"""What Prefect does by itself when a run's process is gone, or a run has failed. `koda up` keeps these."""
+"""When Prefect has a run checked that may be gone, and tells of one that failed. `koda up` keeps these."""
 
 from datetime import timedelta
 from typing import Any
 
+from flows.again import RESUMES
 from flows.environment import HEARTBEAT_SECONDS, set_environment
 
 ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-RESUMES = "resumes"  # the tag of deployments whose crashed runs are started again
+WAITS = {"prefect.flow-run.AwaitingRetry"}  # the cluster took its machine away, and will give it another
 CANCELS_WITHIN = 120.0  # seconds; a training that is told to stop saves, and Prefect kills it after 30
 NOTICE = "koda-notice"  # the name of the block that says where to tell of failures
-# A crashed run's own parameters, but for `start`: what that life has built is not built anew.
-AGAIN = "{% set p = flow_run.parameters %}{{ (dict(p, start='') if 'start' in p else p) | tojson }}"
+NAMED = "koda: "  # so the names of all of these begin
 
 
 def wanted() -> list[Any]:
@@ -30,38 +30,35 @@ def wanted() -> list[Any]:
             **terms,
         )
 
-    def run(parameters: dict[str, Any], deployment: Any = None) -> RunDeployment:
-        source: Any = "selected" if deployment else "inferred"
-        return RunDeployment(source=source, deployment_id=deployment, parameters=parameters, job_variables=None)
-
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("koda/check").id
-    again = run({"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": AGAIN}})
-    check = run({"flow_run": {"__prefect_kind": "jinja", "template": "{{ labels.prefect.resource.id }}"}}, deployment)
+        blocks = [block.id for block in client.read_block_documents() if block.name == NOTICE]  # of whatever kind
+    which = {"flow_run": {"__prefect_kind": "jinja", "template": "{{ labels.prefect.resource.id }}"}}
+    check = RunDeployment(source="selected", deployment_id=deployment, parameters=which, job_variables=None)
     found = [
         Automation(
-            name="koda: start a crashed run again",
+            name=f"{NAMED}start a crashed run again",
             description="It goes on from its last checkpoint. A run that failed is left to a person.",
             trigger=trigger(
                 RESUMES, expect={"prefect.flow-run.Crashed"}, posture=Posture.Reactive, within=timedelta(0)
             ),
-            actions=[again],
+            actions=[check],
         ),
         Automation(
-            name="koda: no sign of life",
+            name=f"{NAMED}no sign of life",
             description="Has a run checked that beat once and then neither beats nor ends. It crashed if its process "
             "is gone, and its worker with it, for a worker that lives says so itself.",
             trigger=trigger(
                 "koda",
                 after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Cancelling", *ENDED},
+                expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Cancelling", *ENDED, *WAITS},
                 posture=Posture.Proactive,
                 within=timedelta(seconds=3 * HEARTBEAT_SECONDS + 5),
             ),
             actions=[check],
         ),
         Automation(
-            name="koda: cancelled without a worker",
+            name=f"{NAMED}cancelled without a worker",
             description="Has a run checked that was to be cancelled and has not ended. It would hold its place on.",
             trigger=trigger(
                 "koda",
@@ -73,44 +70,37 @@ def wanted() -> list[Any]:
             actions=[check],
         ),
     ]
-    if block := _notice():
+    if blocks:
         subject = "Koda: {{ flow_run.name }} failed"
         body = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
         found.append(
             Automation(
-                name="koda: tell of a failure",
+                name=f"{NAMED}tell of a failure",
                 description=f"Through the block {NOTICE!r}: a run that failed, a nightly evaluation that found less.",
                 trigger=trigger(
                     "koda", expect={"prefect.flow-run.Failed"}, posture=Posture.Reactive, within=timedelta(0)
                 ),
-                actions=[SendNotification(block_document_id=block, subject=subject, body=body)],
+                actions=[SendNotification(block_document_id=blocks[0], subject=subject, body=body)],
             )
         )
     return found
 
 
 def keep() -> None:
-    """Create the automations, and bring those of an earlier start to what they are now."""
-    from prefect.automations import Automation
-
-    for automation in wanted():
-        try:
-            there: Automation = Automation.read(name=automation.name)  # type: ignore[assignment]  # typed as async
-        except ValueError:
-            automation.create()
-            continue
-        if _terms(there) != _terms(automation):  # else it is left alone: an update forgets the events that were seen
-            automation.id = there.id
-            automation.update()
-
-
-def _notice() -> Any:
-    """The notification block of that name, of whatever kind; None where nobody has made one."""
+    """Create the automations, bring those of an earlier start to what they are now, and remove what is no more."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = [block for block in client.read_block_documents() if block.name == NOTICE]
-    return found[0].id if found else None
+        there = {old.name: old for old in client.read_automations() if old.name.startswith(NAMED)}
+        for automation in wanted():
+            old = there.pop(automation.name, None)
+            if old is None:
+                automation.create()
+            elif _terms(old) != _terms(automation):  # else it is left: an update forgets the events that were seen
+                automation.id = old.id
+                automation.update()
+        for old in there.values():
+            client.delete_automation(old.id)
 
 
 def _terms(automation: Any) -> dict[str, Any]:

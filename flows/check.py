@@ -1,4 +1,4 @@
-"""Is a run gone that Prefect hears nothing of, or that should have ended by now?
+"""What is to be done about a run that Prefect hears nothing of, or that should have ended by now, or that crashed?
 
 Silence proves nothing: the server was away and heard nobody, or the machine slept. But whoever works on a run holds a
 lock in its folder, and the lock says for which of Prefect's runs.
@@ -9,8 +9,9 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Pending
 
+from flows.again import again
 from flows.forms import field
 from model.errors import KodaError
 from model.files import held
@@ -22,7 +23,8 @@ PREFIX = "prefect.flow-run."  # of a run's number, in Prefect's events
 
 @flow(name="koda", flow_run_name="check {flow_run}", validate_parameters=False)
 def check(flow_run: Annotated[str, field("Flow run")] = "") -> None:
-    """Tell Prefect that a run is gone, where it is; automations start this. A run that works on is left alone.
+    """Tell Prefect that a run is gone, where it is, and start one again that crashed; automations start this. One that
+    works on is left alone.
 
     Args:
         flow_run: the run's ID.
@@ -33,12 +35,15 @@ def check(flow_run: Annotated[str, field("Flow run")] = "") -> None:
         raise KodaError(f"flow_run = {flow_run!r}: the ID of a flow run, as its page shows it.") from None
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(number)
-        if run.state is None or run.state.is_final() or works(number):
-            say(f"{run.name} works on, or has ended")
-            return
-        gone = Cancelled if run.state.is_cancelling() else Crashed
-        client.set_flow_run_state(number, gone(message="Its process is gone."))
-        say(f"{run.name} is gone")
+        state = run.state or Pending()
+        if (state.is_running() or state.is_cancelling()) and not works(number):
+            gone = Cancelled if state.is_cancelling() else Crashed
+            client.set_flow_run_state(number, state := gone(message="Its process is gone."))
+            say(f"{run.name} is gone")
+        if not state.is_crashed():
+            say(f"{run.name} is {state.name}")
+        elif next_life := again(client, run):
+            say(f"{run.name} is started again, as {next_life.name}")
 
 
 def works(number: UUID) -> bool:

@@ -1,5 +1,6 @@
 """The flow `koda`: text to a published model."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from prefect import flow
@@ -15,7 +16,7 @@ from tasks.page import links
 from tasks.pretrain import pretrain
 from tasks.publish import publish
 from tasks.report import report
-from tasks.run import STAGES, Run, folder_of
+from tasks.run import STAGES, Reached, Run, folder_of
 from tasks.sft import sft
 from tasks.tokenize import tokenize
 
@@ -42,11 +43,12 @@ def pipeline(
     c = load(preset, settings, folder)
     with Run(name, start=start, until=until, config_text=as_toml(begun_with(preset, folder), c)) as run:
         links(run.folder)
-        tokens = tokenize(run, c.tokenize)
-        base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
-        chat = sft(run, c.sft, base, tokens)
-        long = extend(run, c.extend, chat, tokens)
-        exports = convert(run, c.convert, c.about, long, chat, tokens)
-        scores = evaluate(run, c.evaluate, long, base, tokens)
-        publish(run, c.publish, c.about, exports, scores, long, tokens)
-    report(run.folder)
+        with suppress(Reached):
+            tokens = tokenize(run, c.tokenize)
+            base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
+            chat = sft(run, c.sft, base, tokens)
+            long = extend(run, c.extend, chat, tokens)
+            exports = convert(run, c.convert, c.about, long, chat, tokens)
+            scores = evaluate(run, c.evaluate, long, base, tokens)
+            publish(run, c.publish, c.about, exports, scores, long, tokens)
+        report(run.folder)  # inside, so that a life which ends here counts as one that died

@@ -13,22 +13,21 @@ QUEUES = {"gpu": 1, "background": 1, "checks": None}
 
 
 def register() -> None:
-    """All of it, as it stands here; runs that go on are not touched, and a pool that was paused takes runs again."""
+    """All of it, as it stands here. Runs that go on are not touched, and paused queues give out runs again."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.objects import WorkQueue
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
-        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
         for name, limit in QUEUES.items():
             queue: WorkQueue
             try:
                 queue = client.read_work_queue_by_name(name, work_pool_name=POOL)
             except ObjectNotFound:
                 queue = client.create_work_queue(name, work_pool_name=POOL)
-            client.update_work_queue(queue.id, concurrency_limit=limit)
+            client.update_work_queue(queue.id, concurrency_limit=limit, is_paused=False)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from model.errors import KodaError
 from model.files import held
+
+DYING = 30.0  # seconds that a process may take to go once it was killed: a write has to end first
 
 
 class Service(NamedTuple):
@@ -48,16 +51,23 @@ class Service(NamedTuple):
             lock.flush()
 
     def stop(self, patience: float) -> bool:
-        """Ask it to end, and kill it after so many seconds; False where it was not there."""
+        """Ask it to end, and kill it after so many seconds; False where it was not there. Raises KodaError for one that
+        no signal ends."""
         if not self.lives():
             return False
         pid = int(self.lock.read_text())
         self._signal(pid, signal.SIGINT)
+        if not self._gone(patience):
+            self._signal(-pid, signal.SIGKILL)
+            if not self._gone(DYING):
+                raise KodaError(f"the {self.name}, process {pid}, does not end; see {self.log}")
+        return True
+
+    def _gone(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
         while self.lives():
             if time.monotonic() > deadline:
-                self._signal(-pid, signal.SIGKILL)
-                return True
+                return False
             time.sleep(0.2)
         return True
 

@@ -24,7 +24,7 @@ def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = 
     ) -> Any:
         if not begins:
             existing(name)
-        return pipeline.fn(preset=preset, name=name, start=last if anew else "", until=last, settings=settings)
+        return pipeline.fn(preset=preset, name=name, start=stage if anew else "", until=last, settings=settings)
 
     stages.__doc__ = f"""{what}
 

@@ -11,23 +11,20 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from flows.automations import RESUMES
 from flows.environment import set_environment
 from flows.files import LOOPBACK
-from flows.register import POOL
+from flows.register import POOL, QUEUES
 from flows.services import Service
 from model.errors import KodaError
-from model.files import held
+from model.files import held, hold
 from tasks.run import FILES, root
 
 PORT = 4200
 SERVER_PATIENCE = 120.0  # seconds; a fresh database takes up to 30
 WORKER_PATIENCE = 40.0  # to end its runs, in which a training saves
-NOTICED_WITHIN = 60.0  # until an automation has done what it does about a run that ended
 
 
 def up() -> None:
@@ -36,22 +33,33 @@ def up() -> None:
     A server that answers at PREFECT_API_URL, or at the usual port, is used and left as it is. Raises KodaError where
     something does not start.
     """
-    server, files, worker = _services()
+    services = _services()
     if not Path("prefect.yaml").is_file():
         raise KodaError("`koda up` reads prefect.yaml: start it in the project's folder.")
+    with _alone():
+        _start(*services)
+
+
+def _start(server: Service, files: Service, worker: Service) -> None:
     address = os.environ["PREFECT_API_URL"].removesuffix("/api")
     asked = urllib.parse.urlsplit(address)
+    port = asked.port or PORT
+    # Else any page that the user looks at could have the worker run a command.
+    os.environ.setdefault("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", f"{address},http://localhost:{port}")
     if not _answers():
         if asked.hostname != LOOPBACK:
             raise KodaError(f"nothing answers at PREFECT_API_URL = {address}; a server is only started on {LOOPBACK}.")
         print("starting the Prefect server …", flush=True)
-        server.stop(0)  # one that lives and does not answer
-        server.start("prefect", "server", "start", "--host", LOOPBACK, "--port", str(asked.port or PORT))
-        _wait(_answers, server, SERVER_PATIENCE)
+        if server.lives():  # it is starting, or busy
+            _until(_answers, SERVER_PATIENCE)
+        if not _answers():
+            server.stop(15)
+            server.start("prefect", "server", "start", "--host", LOOPBACK, "--port", str(port))
+            _wait(_answers, server, SERVER_PATIENCE)
     told = files.folder / "files.url"
     if not files.lives():
         told.unlink(missing_ok=True)
-        files.start("flows.files", str((asked.port or PORT) + 1), str(told))
+        files.start("flows.files", str(port + 1), str(told))
         _wait(lambda: told.is_file() and told.read_text() != "", files, 30)
     registered = subprocess.run([sys.executable, "-m", "flows.register"], capture_output=True, text=True, check=False)
     if registered.returncode:
@@ -68,19 +76,19 @@ def down(wait: bool) -> None:
 
     `wait`: first let them finish; no new one is begun meanwhile.
     """
-    services = server, files, worker = _services()
+    server, files, worker = _services()
     if wait and worker.lives() and _answers():
         _finish()
-    elif worker.lives() and server.lives() and _answers():
-        _save(worker)
-    ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
+    with _alone():
+        if worker.lives() and server.lives() and _answers():
+            _save(worker)
+        ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
     print(f"ended: {', '.join(ended)}" if ended else "nothing was up")
     for path in root().glob("*/.lock"):
         if held(path):
             print(f"{path.parent} is still being worked on by {path.read_text().strip()}, which goes on by itself")
     if not server.lives() and _answers():
         print(f"a server that `koda up` did not start answers at {os.environ['PREFECT_API_URL']}; it is left alone")
-    assert not any(one.lives() for one in services)
 
 
 def state() -> list[str]:
@@ -104,43 +112,61 @@ def _services() -> tuple[Service, Service, Service]:
     return Service("server", folder), Service("files", folder), Service("worker", folder)
 
 
+def _alone() -> IO[str]:
+    """One command at a time starts and ends what is up here."""
+    try:
+        return hold(Path(os.environ["PREFECT_HOME"]) / "up.lock", "", 2 * SERVER_PATIENCE)
+    except KodaError:
+        raise KodaError("another `koda up` or `koda down` is at work here; wait for it, or end it.") from None
+
+
 def _save(worker: Service) -> None:
     """Have the runs save and leave while the server is there to hear of it, so that the next `koda up` starts them
     again at once. The worker would only kill them, and until they were missed they would count as running.
     """
-    going, began = _begin_no_more(), datetime.now(UTC)
+    from prefect.client.orchestration import get_client
+
+    from flows.again import again
+
+    _pause(True)
+    going = _runs("RUNNING", "PENDING")
     for pid in worker.children():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     mine: dict[str, Any] = {"id": {"any_": [run.id for run in going]}}
     _until(lambda: not worker.children() or not _runs("RUNNING", "PENDING", **mine), WORKER_PATIENCE)
     _until(lambda: not _runs("RUNNING", **mine), 5)  # the last words of a process that has gone
-    again: dict[str, Any] = {"tags": {"all_": [RESUMES]}}  # and not the nights that are planned
-    crashed = _runs("CRASHED", **mine, **again)
-    again["expected_start_time"] = {"after_": began}
-    _until(lambda: len(_runs("SCHEDULED", **again)) >= len(crashed), NOTICED_WITHIN)
+    with get_client(sync_client=True) as client:
+        for crashed in _runs("CRASHED", **mine):
+            with contextlib.suppress(KodaError):  # it is not started again
+                again(client, crashed)
 
 
 def _finish() -> None:
     """Let the runs that go on come to their end."""
-    going, told = _begin_no_more(), ""
-    while going:
-        names = ", ".join(sorted(run.name for run in going))
-        if names != told:
-            print(f"waiting for {names} …", flush=True)
-            told = names
-        time.sleep(2)
-        going = _runs("RUNNING", "PENDING")
+    told = ""
+    _pause(True)
+    try:
+        while going := _runs("RUNNING", "PENDING"):
+            names = ", ".join(sorted(run.name for run in going))
+            if names != told:
+                print(f"waiting for {names} …", flush=True)
+                told = names
+            time.sleep(2)
+    except BaseException:  # Ctrl-C: it stays up after all
+        _pause(False)
+        raise
 
 
-def _begin_no_more() -> list[Any]:
-    """Pause the pool; returns the runs that go on."""
+def _pause(paused: bool) -> None:
+    """Let the queues give out no more runs, or again; a run that went on and died is checked all the same."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolUpdate
 
     with get_client(sync_client=True) as client:
-        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
-    return _runs("RUNNING", "PENDING")
+        for name, limit in QUEUES.items():
+            if limit is not None:
+                queue = client.read_work_queue_by_name(name, work_pool_name=POOL)
+                client.update_work_queue(queue.id, is_paused=paused)
 
 
 def _runs(*states: str, **terms: Any) -> list[Any]:

@@ -55,7 +55,7 @@ class Run:
     def __init__(self, name: str, *, start: str = "", until: str = "", config_text: str = ""):
         """`start`: build this stage and those after it anew, and take the ones before it as they stand.
 
-        `until`: leave the `with` block, without an error, once this stage is done.
+        `until`: raise Reached once this stage is done.
         """
         for stage in filter(None, (start, until)):
             if stage not in STAGES:
@@ -79,14 +79,12 @@ class Run:
         self._configure(self._config_text)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        done = kind is None or issubclass(kind, Reached)
-        if self.start == STAGES[-1] and not done:  # else the next `koda run` would upload to where this failed
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.start == STAGES[-1] and kind is not None:  # else the next `koda run` would upload to where this failed
             self._configure(self._stood)
         append(self.folder / LIVES, {"time": time.time(), "event": "end"})
         if self._lock:
             self._lock.close()
-        return kind is not None and done
 
     def _configure(self, text: str) -> None:
         if text:
@@ -101,6 +99,7 @@ class Run:
         """
         reached = [stage for stage in STAGES if (self.folder / stage / RECORD).is_file()]
         reached += sorted(p.parent.name for p in self.folder.glob("*/checkpoints/*/COMMIT.json"))
+        reached += sorted(p.name for p in self.folder.glob("tokenize/.blocks/*.json"))
         died = 0
         for life in reversed(lines(self.folder / LIVES)):
             if life["event"] == "end" or life["reached"] != reached:
@@ -112,7 +111,8 @@ class Run:
                 f"the process of runs/{self.name} died {died} times without getting further. What was built stands; "
                 "the same command tries again."
             )
-        append(self.folder / LIVES, {"time": time.time(), "event": "begin", "reached": reached})
+        begun = {"time": time.time(), "event": "begin", "flow_run": _flow_run(), "reached": reached}
+        append(self.folder / LIVES, begun)
 
     def _changes(self) -> list[str]:
         """What this command sets otherwise than the one before it on this run."""
@@ -204,10 +204,15 @@ class Run:
 
 def lock(folder: Path, what: str) -> IO[str]:
     """Hold a folder for the flow run that goes on here (`flows/check.py` finds it by that)."""
+    known_as = f"flow run {number}" if (number := _flow_run()) else ""
+    return hold(folder / ".lock", what, known_as=known_as)  # a second's patience: `koda status` looks too
+
+
+def _flow_run() -> str:
+    """The ID of Prefect's run that this process is; empty outside of any."""
     from prefect.runtime import flow_run  # here, so that `koda status` starts in a moment
 
-    known_as = f"flow run {flow_run.id}" if flow_run.id else ""
-    return hold(folder / ".lock", what, known_as=known_as)  # a second's patience: `koda status` looks too
+    return flow_run.id or ""
 
 
 def flat(nested: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from flows import stages
 from model import arrays
+from model.files import read_json
 from tests.pipeline import await_step, command, run, status
 
 
@@ -93,11 +95,6 @@ def test_a_second_run_does_nothing_and_a_changed_setting_only_what_follows(proje
     assert out.count("stands") == 6 and "evaluate   done" in out and "publish    done" in out
 
 
-def test_from_a_stage_on(project: Path, finished: Path) -> None:
-    out = run(project, *command("small"), "--from", "publish")
-    assert out.count("stands") == 7 and "publish    done" in out
-
-
 def checksums(folder: Path) -> dict[str, int]:
     return {name: a["crc32"] for name, a in arrays.facts(folder / "pretrain/checkpoints/120")["arrays"].items()}
 
@@ -122,3 +119,15 @@ def test_kill_9_of_the_trainer_costs_no_bit(project: Path, finished: Path) -> No
     run(project, *arguments)
     assert status(project, "killed")["restarts"] == 2
     assert checksums(folder) == checksums(finished)
+
+
+def test_a_part_anew_builds_its_own_stage_and_what_follows(
+    project: Path, finished: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """koda/pretrain goes on to the checkpoint, and what it is named for is the training."""
+    monkeypatch.chdir(project)
+    tokens = (finished / "tokenize/stage.json").stat().st_mtime_ns
+    stages.pretrain(name="small", anew=True, settings={"pretrain": {"steps": 20}})
+    assert (finished / "tokenize/stage.json").stat().st_mtime_ns == tokens
+    assert (finished / "checkpoint/weights").is_dir() and list(finished.glob("pretrain.*"))
+    assert read_json(finished / "checkpoint/stage.json")["figures"]["step"] == 20

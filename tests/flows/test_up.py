@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -29,6 +30,15 @@ def test_a_deployment_runs_on_server_and_worker(up: Up) -> None:
     states = {stage["stage"]: stage["state"] for stage in found["stages"]}
     assert [states[s] for s in ("tokenize", "pretrain", "checkpoint", "sft")] == ["done"] * 3 + ["waiting"]
     assert sum(found["goodput"].values()) == pytest.approx(100, abs=0.1)
+
+
+def test_nobody_else_reads_the_secrets_or_starts_a_run(up: Up) -> None:
+    """Neither another user of the machine nor a page in the browser."""
+    assert not stat.S_IMODE((up.folder / "runs/.prefect").stat().st_mode) & 0o077
+    for origin, allowed in ((up.address, up.address), (f"http://localhost:{up.port}",) * 2, ("http://a.example", None)):
+        asked = urllib.request.Request(f"{up.address}/api/health", headers={"Origin": origin})
+        with urllib.request.urlopen(asked) as reply:
+            assert reply.headers["access-control-allow-origin"] == allowed
 
 
 @pytest.mark.timeout(600)
@@ -139,6 +149,7 @@ def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
         urllib.request.urlopen((up.folder / "runs/.prefect/files.url").read_text() + "/.prefect/prefect.db")
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_run_that_loses_its_worker_saves_and_goes_on_under_the_next(up: Up) -> None:
     """A run does not go on without one: nobody could cancel it. The worker is killed once, and ended by `koda down`."""
