@@ -23,6 +23,7 @@ from tasks.section import Section
 
 STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
 RECORD = "stage.json"
+FINISHED = "%Y-%m-%dT%H:%M:%SZ"  # how a record says when
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 LIVES = "lives.jsonl"  # when a process began to work on the run and when it ended, and how far the run was
 WITHOUT_PROGRESS = 3  # lives that end at the same place before it is given up
@@ -43,6 +44,7 @@ class Built:
     folder: Path
     key: str
     figures: dict[str, Any] = field(default_factory=dict)
+    finished: str = ""  # when, as its record says
 
     def __truediv__(self, path: str) -> Path:
         """A file of the stage: `tokens / "tokenizer.json"`."""
@@ -99,7 +101,7 @@ class Run:
         """
         reached = [stage for stage in STAGES if (self.folder / stage / RECORD).is_file()]
         reached += sorted(p.parent.name for p in self.folder.glob("*/checkpoints/*/COMMIT.json"))
-        reached += sorted(p.name for p in self.folder.glob("tokenize/.blocks/*.json"))
+        reached += sorted(p.name for p in self.folder.glob("tokenize/.blocks/*/*.json"))
         died = 0
         for life in reversed(lines(self.folder / LIVES)):
             if life["event"] == "end" or life["reached"] != reached:
@@ -127,8 +129,9 @@ class Run:
         parts = [i.key if isinstance(i, Built) else i.decisive() if isinstance(i, Section) else i for i in inputs]
         return hashlib.sha256(json.dumps([stage, version, parts], sort_keys=True).encode()).hexdigest()
 
-    def standing(self, stage: str, key: str) -> Built | None:
-        """The stage's result if it is to be taken as it is: the right key, and every file whole."""
+    def standing(self, stage: str, key: str, inputs: tuple[Any, ...] = ()) -> Built | None:
+        """The stage's result if it is to be taken as it is: the right key, every file whole, and made of these inputs,
+        which may have been built anew since."""
         if self.start and STAGES.index(stage) < STAGES.index(self.start):
             built = read_built(self.folder, stage)
             if built is None:
@@ -137,7 +140,10 @@ class Run:
         if self.start:
             return None
         built = read_built(self.folder, stage)
-        return built if built and built.key == key and whole(built.folder) else None
+        if built is None or built.key != key or not whole(built.folder):
+            return None
+        of = read_json(built / RECORD).get("built_from", {})
+        return built if all(of.get(i.stage, i.finished) == i.finished for i in inputs if isinstance(i, Built)) else None
 
     def build(
         self, stage: str, key: str, resumes: bool, body: Callable[[Path], dict[str, Any]], inputs: tuple[Any, ...] = ()
@@ -165,14 +171,16 @@ class Run:
                 f"the disk is full: {stage} could not write all of {work} ({free:,.0f} MB are free there). "
                 "Nothing that stood before is lost; make room, and the same command goes on."
             ) from error
+        ended = time.strftime(FINISHED, time.gmtime())
         record = {
             "stage": stage,
             "key": key,
             "seconds": round(time.time() - began, 2),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "finished": ended,
             "figures": figures,
             "settings": {type(i).__name__.lower(): i.model_dump(mode="json") for i in inputs if isinstance(i, Section)},
             "reads": {i.stage: i.key for i in inputs if isinstance(i, Built)},
+            "built_from": {i.stage: i.finished for i in inputs if isinstance(i, Built)},
             "versions": versions(),
             "outputs": {
                 path: facts
@@ -183,7 +191,7 @@ class Run:
         write_json(work / RECORD, record)
         if not resumes:
             replace_folder(work, place)
-        return Built(stage, place, key, figures)
+        return Built(stage, place, key, figures, ended)
 
     def _make_room(self, place: Path, key: str) -> None:
         marker = place / "building.json"
@@ -256,7 +264,7 @@ def read_built(run_folder: Path, stage: str) -> Built | None:
     """The finished stage in a run's folder, or None."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         record = read_json(run_folder / stage / RECORD)
-        return Built(stage, run_folder / stage, record["key"], record["figures"])
+        return Built(stage, run_folder / stage, record["key"], record["figures"], record["finished"])
     return None
 
 

@@ -36,7 +36,7 @@ class Stage:
     def __call__(self, run: Run, *inputs: Any) -> Built:
         """Inputs are sections of the configuration and results of stages; together they make the stage's key."""
         key = run.key(self.name, self.version, inputs)
-        found = run.standing(self.name, key)
+        found = run.standing(self.name, key, inputs)
         if found is not None:
             _ = skipped.with_options(name=self.name, task_run_name=f"{self.name} · stands")(found)
             say(f"{self.name:<10} stands{'' if found.key == key else ', built under other settings'}")

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_a_key_follows_settings_version_and_inputs() -> None:
             run.key("extend", 1, (Settings(), Built("pretrain", Path("x"), "k1"))),
         }
         assert len(changed) == 4 and base not in changed
+
+
+def test_what_was_made_of_something_that_was_built_anew_does_not_stand() -> None:
+    with Run("r") as run:
+        base = run.build("checkpoint", "k", False, make)
+        run.build("sft", "k", False, make, (base,))
+        assert run.standing("sft", "k", (base,)) is not None
+        assert run.standing("sft", "k", (replace(base, finished="2020-01-01T00:00:00Z"),)) is None
 
 
 def test_what_stands_is_found_and_what_is_damaged_is_not() -> None:
@@ -140,9 +149,10 @@ def test_a_run_whose_process_keeps_dying_is_given_up(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_that_gets_further_may_die_often(tmp_path: Path) -> None:
-    for step in range(3 * WITHOUT_PROGRESS):
+@pytest.mark.parametrize("progress", ["pretrain/checkpoints/{}/COMMIT.json", "tokenize/.blocks/tiktoken/{}.json"])
+def test_a_run_that_gets_further_may_die_often(tmp_path: Path, progress: str) -> None:
+    for number in range(3 * WITHOUT_PROGRESS):
         Run("advancing").__enter__()._lock.close()  # type: ignore[union-attr]
-        commit = tmp_path / f"runs/advancing/pretrain/checkpoints/{step}/COMMIT.json"
-        commit.parent.mkdir(parents=True)
-        commit.write_text("{}")
+        made = tmp_path / "runs/advancing" / progress.format(number)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text("{}")
