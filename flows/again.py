@@ -1,17 +1,20 @@
 """Start a crashed run again, so that it goes on from what stands; but not for ever."""
 
+import calendar
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import KodaError
 from model.training.protocol import lines
-from tasks.run import LIVES, RECORD, STAGES, WITHOUT_PROGRESS, folder_of
+from tasks.run import FINISHED, LIVES, STAGES, WITHOUT_PROGRESS, folder_of, read_built
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
 RESUMES = "resumes"  # the tag of deployments whose crashed runs are started again
+AGAIN = "again"  # so the idempotency key of a next life begins; the ID of the life before it follows
 
 
 def again(client: "SyncPrefectClient", crashed: "FlowRun") -> "FlowRun | None":
@@ -24,21 +27,34 @@ def again(client: "SyncPrefectClient", crashed: "FlowRun") -> "FlowRun | None":
     if RESUMES not in crashed.tags or crashed.deployment_id is None:
         return None
     name, stage = crashed.parameters["name"], client.read_deployment(crashed.deployment_id).name
-    began = {life.get("flow_run"): life["time"] for life in lines(folder_of(name) / LIVES) if life["event"] == "begin"}
-    if str(crashed.id) not in began:
-        last = [run for run in _last(client, crashed) if run.parameters["name"] == name][:WITHOUT_PROGRESS]
-        if len(last) == WITHOUT_PROGRESS and all(_crashed(run) and str(run.id) not in began for run in last):
-            raise KodaError(
-                f"{name} · {stage} crashed {WITHOUT_PROGRESS} times before it began, and is not started again. The log "
-                f"of its last run, {crashed.name}, or the worker's says why."
-            )
+    lives = (life for life in lines(folder_of(name) / LIVES) if life["event"] == "begin")
+    began = {str(life.get("flow_run")): float(life["time"]) for life in lives}
+    if len(_unbegun(client, crashed, began)) == WITHOUT_PROGRESS:
+        raise KodaError(
+            f"{name} · {stage} crashed {WITHOUT_PROGRESS} times before it began, and is not started again. The log of "
+            f"its last run, {crashed.name}, or the worker's says why."
+        )
     since = began.get(str(crashed.id), float("inf"))
     return client.create_flow_run_from_deployment(
         crashed.deployment_id,
         parameters=remaining(crashed.parameters, stage, folder_of(name), since),
         job_variables=crashed.job_variables,
-        idempotency_key=f"again {crashed.id}",
+        idempotency_key=f"{AGAIN} {crashed.id} {crashed.run_count}",
     )
+
+
+def _unbegun(client: "SyncPrefectClient", crashed: "FlowRun", began: dict[str, float]) -> list["FlowRun"]:
+    """The run and the lives before it, back to one that began or that a person started, and no more than count."""
+    from uuid import UUID
+
+    found: list[FlowRun] = []
+    while str(crashed.id) not in began and len(found) < WITHOUT_PROGRESS:
+        found.append(crashed)
+        kind, _, before = (crashed.idempotency_key or "").partition(" ")
+        if kind != AGAIN:
+            break
+        crashed = client.read_flow_run(UUID(before.split()[0]))
+    return found
 
 
 def remaining(parameters: dict[str, Any], stage: str, folder: Path, since: float) -> dict[str, Any]:
@@ -46,7 +62,7 @@ def remaining(parameters: dict[str, Any], stage: str, folder: Path, since: float
 
     `stage`: that of the deployment, for those of one stage.
     """
-    new = {s for s in STAGES if (folder / s / RECORD).is_file() and (folder / s / RECORD).stat().st_mtime > since}
+    new = {built.stage for s in STAGES if (built := read_built(folder, s)) and _seconds(built.finished) + 1 > since}
     if start := parameters.get("start"):
         left = [s for s in STAGES[STAGES.index(start) :] if s not in new]
         return {**parameters, "start": left[0] if left else STAGES[-1]}
@@ -55,15 +71,5 @@ def remaining(parameters: dict[str, Any], stage: str, folder: Path, since: float
     return parameters
 
 
-def _last(client: "SyncPrefectClient", crashed: "FlowRun") -> list["FlowRun"]:
-    """The last runs of its deployment, the newest first."""
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    wanted = FlowRunFilter.model_validate({"deployment_id": {"any_": [crashed.deployment_id]}})
-    newest_first = FlowRunSort.EXPECTED_START_TIME_DESC
-    return client.read_flow_runs(flow_run_filter=wanted, sort=newest_first, limit=50)
-
-
-def _crashed(run: "FlowRun") -> bool:
-    return run.state is not None and run.state.is_crashed()
+def _seconds(finished: str) -> int:
+    return calendar.timegm(time.strptime(finished, FINISHED))

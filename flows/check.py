@@ -38,8 +38,9 @@ def check(flow_run: Annotated[str, field("Flow run")] = "") -> None:
         state = run.state or Pending()
         if (state.is_running() or state.is_cancelling()) and not works(number):
             gone = Cancelled if state.is_cancelling() else Crashed
-            client.set_flow_run_state(number, state := gone(message="Its process is gone."))
-            say(f"{run.name} is gone")
+            client.set_flow_run_state(number, gone(message="Its process is gone."))
+            run = client.read_flow_run(number)  # it may have ended well meanwhile
+            state = run.state or Pending()
         if not state.is_crashed():
             say(f"{run.name} is {state.name}")
         elif next_life := again(client, run):

@@ -1,16 +1,17 @@
 """What is started again after a crash, and with which parameters, on a real Prefect server."""
 
-import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Crashed
+from prefect.states import Crashed, Running
 
 from flows.again import RESUMES, again, remaining
 from model.errors import KodaError
+from model.files import write_json
 from tasks.run import LIVES, WITHOUT_PROGRESS
 
 
@@ -51,15 +52,32 @@ def test_what_never_begins_is_given_up_and_what_began_counts_itself(client: Sync
     assert again(client, run) is not None
 
 
+def test_who_starts_it_again_has_a_new_budget(client: SyncPrefectClient) -> None:
+    run = crashed(client, "mended")
+    for _ in range(WITHOUT_PROGRESS - 1):
+        run = crashed(client, "mended", run=again(client, run))
+    assert again(client, crashed(client, "mended")) is not None
+
+
+def test_a_run_that_a_person_tried_again_is_started_again_too(client: SyncPrefectClient) -> None:
+    """Its own next life ended long ago."""
+    run = crashed(client, "retried")
+    first = again(client, run)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    assert again(client, crashed(client, "retried", run=run)).id != first.id
+
+
 def test_what_a_life_has_built_anew_the_next_takes_as_it_stands(tmp_path: Path) -> None:
-    for stage, built in (("convert", 100), ("evaluate", 5), ("publish", 5)):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "stage.json").write_text("{}")
-        os.utime(tmp_path / stage / "stage.json", (built, built))
+    for stage, minute in (("convert", 30), ("evaluate", 10), ("publish", 10)):
+        record = {"key": "", "figures": {}, "finished": f"2026-01-01T00:{minute}:00Z"}
+        write_json(tmp_path / stage / "stage.json", record)
+    then = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     whole = {"start": "convert", "until": "", "name": "x"}
-    assert remaining(whole, "pipeline", tmp_path, 50) == whole | {"start": "evaluate"}
-    assert remaining(whole, "pipeline", tmp_path, 200) == whole
-    assert remaining(whole, "pipeline", tmp_path, 1) == whole | {"start": "publish"}
-    assert remaining({"anew": True}, "convert", tmp_path, 50) == {"anew": False}
-    assert remaining({"anew": True}, "evaluate", tmp_path, 50) == {"anew": True}
-    assert remaining({"start": "", "until": ""}, "pipeline", tmp_path, 50) == {"start": "", "until": ""}
+    assert remaining(whole, "pipeline", tmp_path, then + 20 * 60) == whole | {"start": "evaluate"}
+    assert remaining(whole, "pipeline", tmp_path, then + 40 * 60) == whole
+    assert remaining(whole, "pipeline", tmp_path, float("inf")) == whole  # a life that never began
+    assert remaining(whole, "pipeline", tmp_path, then) == whole | {"start": "publish"}
+    assert remaining({"anew": True}, "convert", tmp_path, then + 20 * 60) == {"anew": False}
+    assert remaining({"anew": True}, "evaluate", tmp_path, then + 20 * 60) == {"anew": True}
+    nothing = {"start": "", "until": ""}
+    assert remaining(nothing, "pipeline", tmp_path, then + 20 * 60) == nothing
