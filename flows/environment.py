@@ -19,7 +19,7 @@ SETTINGS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-    "PREFECT_WORKER_QUERY_SECONDS": "3",  # until the worker asks again whether a run is due
+    "PREFECT_WORKER_QUERY_SECONDS": "5",  # until the worker asks again whether a run is due
     # Runs wait for each other here, and that is not late. With 200 waiting, marking them kept SQLite locked for
     # minutes: a new run took seconds to enter, and events that automations wait for were lost.
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
@@ -35,9 +35,11 @@ def set_environment(quiet: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    home = os.environ.setdefault("PREFECT_HOME", str((root() / ".prefect").absolute()))
-    # Its owner's alone: the database in it holds the secrets of blocks, and the key to them.
-    Path(home).mkdir(mode=0o700, parents=True, exist_ok=True)
+    ours = (root() / ".prefect").absolute()
+    home = Path(os.environ.setdefault("PREFECT_HOME", str(ours)))
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if home == ours and home.stat().st_uid == os.getuid():  # of an earlier version
+        home.chmod(0o700)  # the database in it holds the secrets of blocks, and the key to them
 
 
 @contextmanager

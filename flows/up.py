@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,12 +77,13 @@ def down(wait: bool) -> None:
     `wait`: first let them finish; no new one is begun meanwhile.
     """
     server, files, worker = _services()
-    if wait and worker.lives() and _answers():
-        _finish()
-    with _alone():
-        if worker.lives() and server.lives() and _answers():
-            _save(worker)
-        ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
+    with _paused() if worker.lives() and _answers() else contextlib.nullcontext():
+        if wait and worker.lives() and _answers():
+            _finish()
+        with _alone():
+            if worker.lives() and server.lives() and _answers():
+                _save(worker)
+            ended = [one.name for one in (worker, files, server) if one.stop(WORKER_PATIENCE if one is worker else 15)]
     print(f"ended: {', '.join(ended)}" if ended else "nothing was up")
     for path in root().glob("*/.lock"):
         if held(path):
@@ -94,7 +95,10 @@ def down(wait: bool) -> None:
 def state() -> list[str]:
     """What is up and what is not, with what to do about it; nothing where `koda up` was not used here."""
     services = _services()
-    if not any(one.lock.is_file() for one in services):
+    try:
+        if not any(one.lock.is_file() for one in services):
+            return []
+    except PermissionError:  # somebody else's
         return []
     lives = {one.name: one.lives() for one in services} | {"server": _answers()}
     if all(lives.values()):
@@ -128,7 +132,6 @@ def _save(worker: Service) -> None:
 
     from flows.again import again
 
-    _pause(True)
     going = _runs("RUNNING", "PENDING")
     for pid in worker.children():
         with contextlib.suppress(ProcessLookupError):
@@ -138,28 +141,35 @@ def _save(worker: Service) -> None:
     _until(lambda: not _runs("RUNNING", **mine), 5)  # the last words of a process that has gone
     with get_client(sync_client=True) as client:
         for crashed in _runs("CRASHED", **mine):
-            with contextlib.suppress(KodaError):  # it is not started again
+            try:
                 again(client, crashed)
+            except Exception as error:  # koda/check tries again, once there is a worker
+                print(f"{crashed.name}: {error}")
 
 
 def _finish() -> None:
     """Let the runs that go on come to their end."""
     told = ""
+    while going := _runs("RUNNING", "PENDING"):
+        names = ", ".join(sorted(run.name for run in going))
+        if names != told:
+            print(f"waiting for {names} …", flush=True)
+            told = names
+        time.sleep(2)
+
+
+@contextlib.contextmanager
+def _paused() -> Iterator[None]:
+    """From now on no runs are given out, but for checks of those that died; again if the block fails, on Ctrl-C say."""
     _pause(True)
     try:
-        while going := _runs("RUNNING", "PENDING"):
-            names = ", ".join(sorted(run.name for run in going))
-            if names != told:
-                print(f"waiting for {names} …", flush=True)
-                told = names
-            time.sleep(2)
-    except BaseException:  # Ctrl-C: it stays up after all
+        yield
+    except BaseException:
         _pause(False)
         raise
 
 
 def _pause(paused: bool) -> None:
-    """Let the queues give out no more runs, or again; a run that went on and died is checked all the same."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

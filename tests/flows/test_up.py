@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -160,10 +161,23 @@ def test_a_run_that_loses_its_worker_saves_and_goes_on_under_the_next(up: Up) ->
         end()
         await_(lambda: not held(run / ".lock"))
         saved = events(run / "pretrain", "preemption")[-1]["step"]
+        assert number == 1 or planned(up) == 1  # while no server is there that could plan it
         up.koda("up")
         assert await_resume(run / "pretrain", number) == saved
     assert sorted(life["state_type"] for life in up.runs("orphan")) == ["CRASHED", "CRASHED", "RUNNING"]
     up.end("orphan")
+
+
+@pytest.mark.timeout(600)
+def test_down_can_wait_for_what_goes_on_and_can_be_called_off(up: Up) -> None:
+    up.pretrain("waited", 100_000)
+    await_step(up.folder / "runs/waited/pretrain", 30)
+    down = subprocess.Popen([KODA, "down", "--wait"], cwd=up.folder, env=up.environment, stderr=subprocess.DEVNULL)
+    await_(lambda: paused(up) == {"gpu": True, "background": True, "checks": False, "default": False})
+    down.send_signal(signal.SIGINT)
+    assert down.wait(60) == 130
+    assert not any(paused(up).values()) and up.runs("waited")[0]["state_type"] == "RUNNING"
+    up.end("waited")
 
 
 @pytest.mark.timeout(600)
@@ -189,6 +203,17 @@ def test_a_failure_is_told_where_the_notice_block_says(up: Up) -> None:
         await_(lambda: bool(heard))
         server.shutdown()
     assert heard[0]["subject"] == "Koda: nobody · sft failed" and "there is no run 'nobody'" in heard[0]["body"]
+
+
+def paused(up: Up) -> dict[str, bool]:
+    return {queue["name"]: queue["is_paused"] for queue in up.ask("work_pools/koda/queues/filter", {})}
+
+
+def planned(up: Up) -> int:
+    """Next lives that wait, by the database of the server, which is down."""
+    with sqlite3.connect(up.folder / "runs/.prefect/prefect.db") as database:
+        asked = "select count(*) from flow_run where state_type = 'SCHEDULED' and idempotency_key like 'again %'"
+        return database.execute(asked).fetchone()[0]
 
 
 def await_step(training: Path, step: int) -> None:

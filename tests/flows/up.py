@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,8 +81,17 @@ class Up(NamedTuple):
         """What the server answers at this path of its API; `asked` is sent to it."""
         body = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(f"{self.address}/api/{path}", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request) as reply:
-            return json.load(reply)
+        for tries_left in reversed(range(10)):
+            try:
+                with urllib.request.urlopen(request) as reply:
+                    return json.load(reply)
+            except (
+                urllib.error.HTTPError
+            ) as error:  # 503: SQLite is locked for a moment; Prefect's client, too, asks again
+                if error.code != 503 or not tries_left:
+                    raise
+                time.sleep(1)
+        raise AssertionError
 
     def artifacts(self, name: str) -> list[dict]:
         """The newest artifacts whose keys begin with this."""
