@@ -27,7 +27,7 @@ from tasks.supervise import ProcessFailed, supervise
 
 # Events of the diary that are told in the run's log; that a save was made or a life began is not worth a line.
 TOLD = page.TOLD | {"broken checkpoint", "unfinished checkpoint"}
-REFUSED_FOR = 60.0  # seconds without a sign of life, after which a machine that refused to train was not one too many
+REFUSED_FOR = 60.0  # seconds that other machines may still take to begin, after one that refused to train
 
 
 class TrainSection(Section):
@@ -187,18 +187,23 @@ def segment(
 def _await_others(label: str, order: str, folder: Path, end: int, tick: Callable[[], None]) -> None:
     """Wait until other machines have committed step `end`. Whatever started them there starts them again.
 
-    Raises KodaError where one refused to train, and none does.
+    Raises KodaError where one refused to train, and none has begun.
     """
-    began = time.time()
+    before, refused_before, since = Heartbeat.read(folder), len(_refusals(folder)), 0.0
     if newest_step(folder) < end:
         say(f"{label:<10} waits for other machines: `python -m model.training {order}` on each of them")
     while newest_step(folder) < end:
         time.sleep(1)
         tick()
-        if refused := [line for line in lines(folder / EVENTS) if line["event"] == "refused" and line["time"] > began]:
-            beat = Heartbeat.read(folder)
-            if time.time() - max(refused[-1]["time"], beat["time"] if beat else 0) > REFUSED_FOR:
-                raise KodaError(f"what trains elsewhere refused to: {refused[-1]['cause']}")
+        refusals = _refusals(folder)[refused_before:]
+        if refusals and Heartbeat.read(folder) == before:
+            since = since or time.monotonic()
+            if time.monotonic() - since > REFUSED_FOR:
+                raise KodaError(f"what trains elsewhere refused to: {refusals[-1]['cause']}")
+
+
+def _refusals(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(folder / EVENTS) if line["event"] == "refused"]
 
 
 def peers(count: int) -> list[dict[str, str]]:
