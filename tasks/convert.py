@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from model.data.sources import is_docs, is_hub
 from model.errors import KodaError
 from model.export.kquants import KINDS as KQUANTS
 from model.export.kquants import SUPERBLOCK, library
@@ -131,7 +132,8 @@ def convert(out: Path, settings: Convert, about: About, model: Built, base: Buil
 def sources(tokens: Built) -> list[str]:
     """The names of what a run's text was read from."""
     settings = read_json(tokens / "stage.json")["settings"]["tokenize"]
-    return [Path(name).name if Path(name).exists() else name for name in weighted(settings["source"])]
+    named = weighted(settings["source"])
+    return [name if is_docs(name) or is_hub(name) else Path(name).name for name in named]
 
 
 def verdict(parity: dict[str, dict[str, Any]]) -> None:

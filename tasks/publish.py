@@ -108,12 +108,21 @@ def lay_out(
 
 
 def public(settings: str) -> str:
-    """Settings, as TOML or JSON, without the folders of this machine: of an absolute path its last part.
+    """Settings, as TOML or JSON, without the folders of this machine: of a path that begins with one, its last part.
 
-    >>> public('source = "/home/me/clients/text"')
-    'source = "text"'
+    >>> public('{"/home/me/clients/text": 1, "~/more/text": 2, "notes/text": 1}')
+    '{"text": 1, "text-2": 2, "notes/text": 1}'
     """
-    return re.sub(r'"(/[^"\n]*)"', lambda quoted: f'"{Path(quoted[1]).name}"', settings)
+    names: dict[str, str] = {}
+
+    def last(quoted: re.Match[str]) -> str:
+        path = quoted[1]
+        if path not in names:
+            same = sum(Path(other).name == Path(path).name for other in names)
+            names[path] = f"{Path(path).name}-{same + 1}" if same else Path(path).name
+        return f'"{names[path]}"'
+
+    return re.sub(r'"((?:/|~/|\.\.?/)[^"\n]*)"', last, settings)
 
 
 def _record(folder: Path) -> dict[str, Any]:

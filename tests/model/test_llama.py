@@ -62,18 +62,25 @@ def test_attention_stays_within_a_segment(model: Llama, tokens: jax.Array) -> No
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_blocks_of_queries_give_the_plain_attention(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", [150, 40], ids=["one document", "two documents"])
+def test_blocks_of_queries_give_the_plain_attention(backend: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut into blocks, against JAX's own; a length that is no multiple of the block."""
     monkeypatch.setattr("model.attention.jax.default_backend", lambda: backend)
     monkeypatch.setattr("model.attention.GPU_BLOCK", 100)
     q, k, v = (jax.random.normal(jax.random.key(n), (2, 150, heads, 16)) for n, heads in ((0, 6), (1, 2), (2, 2)))
+    segments = Segments(jnp.array([[1] * first + [2] * (150 - first)] * 2))
 
     def plain(q: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=True, mask=segments.visible(slice(None), slice(None))[:, None]
+        )
 
-    np.testing.assert_allclose(attend(q, k, v), plain(q), atol=2e-6)
-    ours, theirs = (jax.grad(lambda q, of=of: (of(q) ** 2).sum())(q) for of in (lambda q: attend(q, k, v), plain))
-    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    def ours(q: jax.Array) -> jax.Array:
+        return attend(q, k, v, segments)
+
+    np.testing.assert_allclose(ours(q), plain(q), atol=2e-6)
+    down, theirs = (jax.grad(lambda q, of=of: (of(q) ** 2).sum())(q) for of in (ours, plain))
+    np.testing.assert_allclose(down, theirs, atol=2e-5)
 
 
 def test_the_gradient_of_a_frequent_token_is_not_lost_in_half_precision(shape: LlamaConfig) -> None:

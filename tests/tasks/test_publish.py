@@ -458,5 +458,6 @@ def test_a_card_that_the_hub_refuses_is_an_error_of_its_own(
 
 
 def test_what_is_published_names_no_folder_of_this_machine() -> None:
-    told = 'source = "/home/me/clients/text"\nmix = { "/data/a b" = 1.0, "hub:u/d" = 2.0 }\n'
-    assert public(told) == 'source = "text"\nmix = { "a b" = 1.0, "hub:u/d" = 2.0 }\n'
+    told = 'a = "/home/me/clients/text"\nmix = { "../a b" = 1.0, "hub:u/d" = 2.0, "~/text" = 1.0, "here/text" = 1.0 }\n'
+    mix = 'mix = { "a b" = 1.0, "hub:u/d" = 2.0, "text-2" = 1.0, "here/text" = 1.0 }\n'
+    assert public(told) == 'a = "text"\n' + mix
