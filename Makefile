@@ -19,10 +19,10 @@ run: $(VENV)/.installed
 
 PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed
-	@$(PYTEST) -m "not browser and not postgresql and not chaos"
+	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos"
 
-test-system: $(VENV)/.installed  ## what meets Debian's Chromium and PostgreSQL, and the faults of bench/chaos.py
-	@$(PYTEST) -m "browser or postgresql or chaos"
+test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
+	@$(PYTEST) -m "up or browser or postgresql or chaos"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

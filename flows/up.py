@@ -77,8 +77,9 @@ def down(wait: bool) -> None:
     `wait`: first let them finish; no new one is begun meanwhile.
     """
     server, files, worker = _services()
-    with _paused() if worker.lives() and _answers() else contextlib.nullcontext():
-        if wait and worker.lives() and _answers():
+    asked = worker.lives() and _answers()
+    with _paused() if asked else contextlib.nullcontext():
+        if wait and asked:
             _finish()
         with _alone():
             if worker.lives() and server.lives() and _answers():
@@ -165,7 +166,8 @@ def _paused() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _pause(False)
+        with contextlib.suppress(Exception):  # where the server has gone
+            _pause(False)
         raise
 
 

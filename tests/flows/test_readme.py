@@ -31,6 +31,7 @@ def test_there_are_some() -> None:
     assert ["make", "run"] in COMMANDS
 
 
+@pytest.mark.up
 @pytest.mark.timeout(1800)
 def test_a_strangers_path(up: Up, made: Path) -> None:
     """A smaller run than `make run` makes, under its name; then what the README says of it, of a run that Prefect

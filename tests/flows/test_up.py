@@ -21,6 +21,8 @@ from model.training.protocol import Heartbeat
 from tests.flows.up import Up, await_, events, small
 from tests.pipeline import KODA, command
 
+pytestmark = pytest.mark.up
+
 
 @pytest.mark.timeout(600)
 def test_a_deployment_runs_on_server_and_worker(up: Up) -> None:
@@ -150,7 +152,6 @@ def test_a_run_whose_process_is_killed_is_started_again(up: Up) -> None:
         urllib.request.urlopen((up.folder / "runs/.prefect/files.url").read_text() + "/.prefect/prefect.db")
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_run_that_loses_its_worker_saves_and_goes_on_under_the_next(up: Up) -> None:
     """A run does not go on without one: nobody could cancel it. The worker is killed once, and ended by `koda down`."""
