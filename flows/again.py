@@ -1,13 +1,12 @@
 """Start a crashed run again, so that it goes on from what stands; but not for ever."""
 
-import calendar
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import KodaError
 from model.training.protocol import lines
-from tasks.run import FINISHED, LIVES, STAGES, WITHOUT_PROGRESS, folder_of, read_built
+from tasks.run import LIVES, STAGES, WITHOUT_PROGRESS, folder_of, read_built
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -62,14 +61,11 @@ def remaining(parameters: dict[str, Any], stage: str, folder: Path, since: float
 
     `stage`: that of the deployment, for those of one stage.
     """
-    new = {built.stage for s in STAGES if (built := read_built(folder, s)) and _seconds(built.finished) + 1 > since}
+    found = filter(None, (read_built(folder, s) for s in STAGES))
+    new = {built.stage for built in found if datetime.fromisoformat(built.finished).timestamp() + 1 > since}
     if start := parameters.get("start"):
         left = [s for s in STAGES[STAGES.index(start) :] if s not in new]
         return {**parameters, "start": left[0] if left else STAGES[-1]}
     if parameters.get("anew"):
         return {**parameters, "anew": stage not in new}
     return parameters
-
-
-def _seconds(finished: str) -> int:
-    return calendar.timegm(time.strptime(finished, FINISHED))

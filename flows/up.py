@@ -50,8 +50,7 @@ def _start(server: Service, files: Service, worker: Service) -> None:
         if asked.hostname != LOOPBACK:
             raise KodaError(f"nothing answers at PREFECT_API_URL = {address}; a server is only started on {LOOPBACK}.")
         print("starting the Prefect server …", flush=True)
-        if server.lives():  # it is starting, or busy
-            _until(_answers, SERVER_PATIENCE)
+        _until(lambda: _answers() or not server.lives(), SERVER_PATIENCE)  # one that is starting, or busy
         if not _answers():
             server.stop(15)
             server.start("prefect", "server", "start", "--host", LOOPBACK, "--port", str(port))

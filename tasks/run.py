@@ -23,7 +23,6 @@ from tasks.section import Section
 
 STAGES = ("tokenize", "pretrain", "checkpoint", "sft", "extend", "convert", "evaluate", "publish")
 RECORD = "stage.json"
-FINISHED = "%Y-%m-%dT%H:%M:%SZ"  # how a record says when
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 LIVES = "lives.jsonl"  # when a process began to work on the run and when it ended, and how far the run was
 WITHOUT_PROGRESS = 3  # lives that end at the same place before it is given up
@@ -171,7 +170,7 @@ class Run:
                 f"the disk is full: {stage} could not write all of {work} ({free:,.0f} MB are free there). "
                 "Nothing that stood before is lost; make room, and the same command goes on."
             ) from error
-        ended = time.strftime(FINISHED, time.gmtime())
+        ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {
             "stage": stage,
             "key": key,

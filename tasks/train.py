@@ -195,8 +195,7 @@ def _await_others(label: str, order: str, folder: Path, end: int, tick: Callable
     while newest_step(folder) < end:
         time.sleep(1)
         tick()
-        refusals = _refusals(folder)[refused_before:]
-        if refusals and Heartbeat.read(folder) == before:
+        if Heartbeat.read(folder) == before and (refusals := _refusals(folder)[refused_before:]):
             since = since or time.monotonic()
             if time.monotonic() - since > REFUSED_FOR:
                 raise KodaError(f"what trains elsewhere refused to: {refusals[-1]['cause']}")

@@ -81,17 +81,16 @@ class Up(NamedTuple):
         """What the server answers at this path of its API; `asked` is sent to it."""
         body = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(f"{self.address}/api/{path}", body, {"content-type": "application/json"})
-        for tries_left in reversed(range(10)):
+        tries_left = 10
+        while True:
             try:
                 with urllib.request.urlopen(request) as reply:
                     return json.load(reply)
-            except (
-                urllib.error.HTTPError
-            ) as error:  # 503: SQLite is locked for a moment; Prefect's client, too, asks again
+            except urllib.error.HTTPError as error:
+                tries_left -= 1  # SQLite is locked for a moment, at 503; Prefect's client asks again too
                 if error.code != 503 or not tries_left:
                     raise
                 time.sleep(1)
-        raise AssertionError
 
     def artifacts(self, name: str) -> list[dict]:
         """The newest artifacts whose keys begin with this."""
