@@ -1,9 +1,9 @@
-# make run · make test · make test-system · make lint · make lock
+# make run · make test · make test-system · make test-other-python · make lint · make lock
 PYTHON ?= python3
 VENV := .venv
 KODA := $(VENV)/bin/koda
 
-# Everything below `$(VENV)` comes from requirements.lock: its versions bind, what is installed is asked for here.
+# Everything below `$(VENV)` comes from requirements.lock: its versions bind, what is installed is chosen here.
 # One set for running and testing, so that the corpus of preset `tiny`, the documentation that is installed, is the same.
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "koda: needs Python 3.11 or newer; name one with make PYTHON=python3.11 …"; exit 1; }
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	  --group verify --group test --group lint
 	@touch $@
 
-.PHONY: run test test-system lint lock
+.PHONY: run test test-system test-other-python lint lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
@@ -23,6 +23,16 @@ test: $(VENV)/.installed
 
 test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
 	@$(PYTEST) -m "up or browser or postgresql or chaos"
+
+# The newest Python of this machine that is newer than the usual one, also where only pyenv knows of it.
+test-other-python:  ## what computes, on it: the lock resolves other versions of JAX there
+	@for minor in 15 14 13 12; do for python in $$(command -v python3.$$minor) $$HOME/.pyenv/versions/3.$$minor.*/bin/python; do \
+	  "$$python" -c "import sys; sys.exit(sys.version_info[1] != $$minor)" 2>/dev/null || continue; \
+	  $(PYTHON) -c "import sys; sys.exit(sys.version_info[1] >= $$minor)" || continue; \
+	  echo "tests/model on $$python"; \
+	  PATH="$$PATH:$(CURDIR)/$(VENV)/bin" $(MAKE) --no-print-directory VENV=.venv-other PYTHON="$$python" .venv-other/.installed || exit 1; \
+	  exec .venv-other/bin/pytest --numprocesses 2 --dist loadfile tests/model; \
+	done; done; echo "this machine has no newer Python than $$($(PYTHON) -V): tests/model ran on that one alone"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
