@@ -1,15 +1,14 @@
-"""Kills a small real training in every way it can die, and asks whether it ends with the weights it would have had.
+"""Kills a small real training in every way it can die, and checks that it ends with the weights it would have had.
 
     .venv/bin/python bench/chaos.py --kills 30 --seed 1
 
-`koda up` runs a Prefect server and a worker in a folder of their own, and `koda/pretrain` is started once. At steps
-drawn by the seed one fault after another befalls it. Nobody starts anything again but Prefect, with one exception: when
-the worker and all under it are killed, this command starts `koda up` again, as systemd would. At the end, the same
-training runs undisturbed, told to step over the data that the NaN faults had it step over, and the checksums of all its
-arrays, optimizer and all, are compared.
+`koda up` runs a Prefect server and a worker in a folder of their own, and `koda/pretrain` is started once. Faults are
+injected one after another, at steps drawn by the seed. Only Prefect restarts anything, with one exception: after the
+worker and all its children are killed, this command runs `koda up` again, as systemd would. At the end the same
+training runs undisturbed and skips the batches that the NaN faults had it skip; the checksums of all its arrays,
+optimizer included, are compared.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -20,139 +19,128 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from alternate import Spread, show
+from alternate import failure, peer
+from sandbox import PROJECT, SMALL_TRAINING, Sandbox
+from table import Spread, options, parse, show
 
-from model.ports import free_port
-from tests.pipeline import SMALL
-
-PROJECT = Path(__file__).resolve().parents[1]
 SAVE_EVERY = 100
 SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
-OVERRIDES = {key: value for key, value in SMALL.items() if key.startswith(("tokenize.", "model."))} | {
-    "pretrain.learning_rate": "1e-3",
-    "pretrain.save_every_steps": str(SAVE_EVERY),
-    "pretrain.save_every_minutes": "0.1",
-    "pretrain.evaluate_every_steps": "1000",
-    "pretrain.hang_seconds": "5",
-    "pretrain.verify_every_saves": "3",
-    "pretrain.segments": "20",
-}
+SETTINGS = SMALL_TRAINING | {"pretrain.save_every_steps": str(SAVE_EVERY), "pretrain.segments": "20"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--faults", help="which, separated by commas (default: all that --list prints)")
     parser.add_argument("--every", type=int, default=400, help="steps from one fault to the next, at most (400)")
-    parser.add_argument("--list", action="store_true", help="name the faults, and end")
-    arguments = parser.parse_args()
+    parser.add_argument("--list", action="store_true", help="print the faults that can be injected here, and exit")
+    arguments = parse(parser, kills=2, every=150, faults="SIGKILL,newest cut short")
+    available = [name for name in FAULTS if name != FULL_DISK or can_mount()]
     if arguments.list:
-        print("\n".join(FAULTS))
+        print("\n".join(available))
         return 0
-    names = arguments.faults.split(",")
-    with tempfile.TemporaryDirectory() as folder, Place(Path(folder)) as place:
-        if "full disk" in names and not place.has_a_disk:
-            print("full disk: not tried, for a small disk of its own takes the right to mount one")
-            names.remove("full disk")
+    names = arguments.faults.split(",") if arguments.faults else available
+    for name in names:
+        if name not in available:
+            raise failure(name, "this machine has no right to mount a disk" if name in FAULTS else "no such fault")
+    with tempfile.TemporaryDirectory() as folder, Training(Path(folder)) as training:
         draw = random.Random(arguments.seed)
         order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
         order = order[: arguments.kills]
         silences = [name for name in order if FAULTS[name] is silence_the_api]
-        place.steps = arguments.every * (arguments.kills + 2) + IN_SILENCE * len(silences)
+        training.steps = arguments.every * (arguments.kills + 2) + IN_SILENCE * len(silences)
         outcomes: dict[str, list[dict]] = {name: [] for name in names}
-        place.start()
+        with peer("koda up"):
+            training.start()
         for number, name in enumerate(order):
-            place.await_step(place.beat()["step"] + draw.randrange(arguments.every // 4, arguments.every))
-            outcome = place.befall(FAULTS[name])
+            training.await_step(training.beat()["step"] + draw.randrange(arguments.every // 4, arguments.every))
+            with peer(name):
+                outcome = training.inject(FAULTS[name])
             outcomes[name].append(outcome)
             print(f"{number + 1:3} {name:26} {outcome}", flush=True)
-        finished = place.await_end()
-        states = place.states()
-        same = finished and place.same_as_undisturbed()
+        finished = training.await_end()
+        states = training.states()
+        with peer("the undisturbed run"):
+            same = finished and training.same_as_undisturbed()
     rows = []
     for name, tried in outcomes.items():
-        done = [outcome for outcome in tried if outcome["recovered"]]
-        lost = max((outcome["lost"] for outcome in done), default="")
-        seconds = Spread.of([outcome["seconds"] for outcome in done]) if done else ""
-        rows.append([name, len(tried), len(done), lost, seconds])
+        recovered = [outcome for outcome in tried if outcome["recovered"]]
+        lost = max((outcome["lost"] for outcome in recovered), default="")
+        seconds = Spread.of([outcome["seconds"] for outcome in recovered]) if recovered else ""
+        rows.append([name, len(tried), len(recovered), lost, seconds])
     title = f"{arguments.kills} faults, seed {arguments.seed}, a save every {SAVE_EVERY} steps"
-    show(
-        title,
-        ["fault", "tried", "recovered", "most steps lost", "seconds to a new step"],
-        rows,
-        arguments.json,
-        same=same,
-    )
+    head = ["fault", "tried", "recovered", "most steps lost", "seconds to a new step"]
+    show(title, head, rows, arguments.json, same=same)
     verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
     print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
-    print(f"its lives, in Prefect's words: {', '.join(states)}")
+    print(f"the states of its attempts in Prefect: {', '.join(states)}")
     return 0 if same and states[-1] == "Completed" and all(row[1] == row[2] for row in rows) else 1
 
 
-class Place:
-    """A folder with the project, its text, its runs, and `koda up` at work in it."""
+def mount(folder: Path) -> bool:
+    """Mount a small disk there, which can be filled; False where this process has no right to."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "koda-chaos", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        if mounted := mount(Path(folder)):
+            unmount(Path(folder))
+    return mounted
+
+
+class Training(Sandbox):
+    """The training that faults are injected into, under `koda up`; its runs are on a disk that can be filled."""
 
     def __init__(self, folder: Path):
-        self.folder, self.steps = folder, 0
-        port = free_port()
         self.faults = folder / "faults"
-        self.environment = {
-            **os.environ,
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_HOME": str(folder / "prefect"),
-            "KODA_RUNS": str(folder / "runs"),
-            "KODA_CHAOS": str(self.faults),
-            "PYTHONPATH": f"{PROJECT / 'bench/chaos_site'}:{folder / 'project'}",
-        }
-        self.run = folder / "runs/chaos"
-        self.training = self.run / "pretrain"
-        self.has_a_disk = False
-
-    def __enter__(self) -> "Place":
+        path = f"{PROJECT / 'bench/chaos_site'}:{folder / 'project'}"
+        super().__init__(folder, KODA_CHAOS=str(self.faults), PYTHONPATH=path)
         self.faults.mkdir()
-        (self.folder / "runs").mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "koda-chaos", str(self.folder / "runs")]
-        self.has_a_disk = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
-        lay_out(self.folder / "project")
+        self.run = self.runs / "chaos"
+        self.training = self.run / "pretrain"
+        self.steps = 0
+
+    def __enter__(self) -> "Training":
+        self.has_disk = mount(self.runs)
         return self
 
     def __exit__(self, *_: object) -> None:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-        if self.has_a_disk:
-            subprocess.run(["umount", "-l", str(self.folder / "runs")], check=False)
-
-    def bring_up(self) -> None:
-        command = [sys.executable, "-m", "flows.cli", "up"]
-        subprocess.run(
-            command, cwd=self.folder / "project", env=self.environment, check=True, stdout=subprocess.DEVNULL
-        )
+        if self.has_disk:
+            unmount(self.runs)
 
     def start(self) -> None:
-        self.bring_up()
         from flows.config import parsed
 
-        settings = parsed({**OVERRIDES, "pretrain.steps": str(self.steps)})
-        command = [sys.executable, "-m", "prefect", "deployment", "run", "koda/pretrain", "--param", "name=chaos"]
-        command += ["--param", f"settings={json.dumps(settings)}"]
-        subprocess.run(command, cwd=self.folder / "project", env=self.environment, check=True, capture_output=True)
-        self.wait(lambda: self.beat()["step"] > 0, "the first step")
+        self.koda("up")
+        settings = json.dumps(parsed({**SETTINGS, "pretrain.steps": str(self.steps)}))
+        parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
+        self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
+        if not self.wait(lambda: self.beat()["step"] > 0, "the first step"):
+            raise TimeoutError("the training made no step")
 
     def beat(self) -> dict:
-        from model.training.protocol import Heartbeat
+        from model.training.heartbeat import Heartbeat
 
         return Heartbeat.read(self.training) or {"step": 0, "first_step": None, "pid": 0}
 
-    def wait(self, condition, what: str, seconds: float = PATIENCE) -> bool:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> bool:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                print(f"waited {seconds:.0f} s in vain for {what}", file=sys.stderr)
+                print(f"{what} did not come within {seconds:.0f} s", file=sys.stderr)
                 return False
             time.sleep(0.005)
         return True
@@ -160,20 +148,20 @@ class Place:
     def await_step(self, step: int) -> None:
         self.wait(lambda: self.beat()["step"] >= step, f"step {step}")
 
-    def befall(self, fault) -> dict:
-        """Let the fault happen, and wait until a training does steps again that it had not done before it."""
+    def inject(self, fault: Callable[["Training"], int | None]) -> dict:
+        """Inject the fault, and wait until a training makes a step that was not made before it."""
         began, before = time.monotonic(), self.beat()
-        again = fault(self)
-        reached = max(before["step"], self.beat()["step"]) if again is None else again
+        survived_to = fault(self)
+        reached = max(before["step"], self.beat()["step"]) if survived_to is None else survived_to
 
-        def living() -> bool:
+        def restarted() -> bool:
             beat = self.beat()
             return beat["pid"] != before["pid"] and beat["first_step"] is not None
 
-        new = again is not None or self.wait(living, "a new life")
-        first = self.beat()["first_step"] if again is None else reached
-        recovered = new and self.wait(lambda: self.beat()["step"] > max(first + 1, 0), "a new step")
-        lost = max(0, reached - self.beat()["first_step"]) if again is None else 0
+        running = survived_to is not None or self.wait(restarted, "a restart")
+        first = self.beat()["first_step"] if survived_to is None else reached
+        recovered = running and self.wait(lambda: self.beat()["step"] > max(first + 1, 0), "a new step")
+        lost = max(0, reached - self.beat()["first_step"]) if survived_to is None else 0
         return {"recovered": recovered, "lost": lost, "seconds": round(time.monotonic() - began, 1)}
 
     def newest(self) -> Path:
@@ -191,44 +179,44 @@ class Place:
         os.kill(self.beat()["pid"], number)
 
     def flow(self) -> int:
-        """The process that the flow runs in: it holds the run's lock."""
+        """The process that the flow runs in: it has locked the run."""
         return int((self.run / ".lock").read_text().split()[1])
 
     def server(self) -> int:
-        """The process that answers for Prefect's API."""
-        port = self.environment["PREFECT_API_URL"].split(":")[2].split("/")[0]
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.processes()}
-        return next(pid for pid, said in words.items() if {b"server", b"start", port.encode()} <= set(said))
+        """The process that serves Prefect's API."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.processes()}
+        expected = {b"server", b"start", str(self.port).encode()}
+        return next(pid for pid, command in commands.items() if expected <= set(command))
 
     def processes(self) -> list[int]:
-        """Every process that belongs to this place, by its environment."""
-        found = []
+        """Every process of this sandbox, recognised by its environment."""
+        pids = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if f"KODA_CHAOS={self.faults}".encode() in path.read_bytes() and int(path.parts[2]) != os.getpid():
-                    found.append(int(path.parts[2]))
+                    pids.append(int(path.parts[2]))
             except OSError:
                 continue
-        return found
+        return pids
 
     def states(self) -> list[str]:
-        """The states of the run's lives in Prefect, once the last one has ended; the oldest first."""
+        """The states of the run's attempts in Prefect, once the last one has ended; the oldest first."""
         command = [sys.executable, "-m", "prefect", "flow-run", "ls", "-o", "json", "--limit", "200"]
 
-        def found() -> list[str]:
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
-            lives = [run for run in json.loads(done.stdout) if run["name"].startswith("chaos") and run["start_time"]]
-            return [run["state"]["name"] for run in sorted(lives, key=lambda run: run["start_time"])]
+        def current() -> list[str]:
+            listed = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+            runs = [run for run in json.loads(listed.stdout) if run["name"].startswith("chaos") and run["start_time"]]
+            return [run["state"]["name"] for run in sorted(runs, key=lambda run: run["start_time"])]
 
-        self.wait(lambda: found()[-1] != "Running", "the end of the flow run", 60)
-        return found()
+        self.wait(lambda: current()[-1] != "Running", "the end of the flow run", 60)
+        return current()
 
     def await_end(self) -> bool:
         return self.wait(lambda: (self.run / "checkpoint/stage.json").is_file(), "the end of the run", 900)
 
     def same_as_undisturbed(self) -> bool:
         from model import arrays
-        from model.training.protocol import WINDOWS
+        from model.training.records import WINDOWS
 
         job = json.loads((self.training / "job.json").read_text())
         alone = self.folder / "undisturbed"
@@ -245,105 +233,96 @@ class Place:
         return sums[0] == sums[1]
 
 
-def lay_out(folder: Path) -> None:
-    """A copy of the project's code, with a text to train on: the interpreter's help topics."""
-    for name in ("flows", "tasks", "model", "prefect.yaml"):
-        source, target = PROJECT / name, folder / name
-        target.parent.mkdir(exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    text = folder / "text"
-    text.mkdir()
-    from model.data import docs
-
-    for number, topic in enumerate(docs.topics()):
-        (text / f"{number:03}.txt").write_text(topic.text)
+# A fault returns the step that the training survived to, or None where the training has to restart.
 
 
-def kill(place: Place) -> None:
-    place.kill()
+def kill(training: Training) -> None:
+    training.kill()
 
 
-def hang(place: Place) -> None:
-    place.kill(signal.SIGSTOP)
+def hang(training: Training) -> None:
+    training.kill(signal.SIGSTOP)
 
 
-def terminate(place: Place) -> None:
-    place.kill(signal.SIGTERM)
+def terminate(training: Training) -> None:
+    training.kill(signal.SIGTERM)
 
 
-def kill_in_save(place: Place) -> None:
-    before = place.beat()["pid"]
-    (place.faults / "in-save").touch()
-    place.wait(lambda: not (place.faults / "in-save").exists() or place.beat()["pid"] != before, "a save")
+def kill_in_save(training: Training) -> None:
+    before = training.beat()["pid"]
+    (training.faults / "in-save").touch()
+    training.wait(lambda: not (training.faults / "in-save").exists() or training.beat()["pid"] != before, "a save")
 
 
-def flip(place: Place) -> None:
-    path = place.largest()
+def flip(training: Training) -> None:
+    path = training.largest()
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    place.kill()
+    training.kill()
 
 
-def cut(place: Place) -> None:
-    path = place.largest()
+def cut(training: Training) -> None:
+    path = training.largest()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    place.kill()
+    training.kill()
 
 
-def uncommit(place: Place) -> None:
-    (place.newest() / "COMMIT.json").unlink()
-    place.kill()
+def uncommit(training: Training) -> None:
+    (training.newest() / "COMMIT.json").unlink()
+    training.kill()
 
 
-def nan(place: Place) -> None:
-    """As many batches as it takes, a little way ahead, give no numbers; the training steps over them in a new life."""
-    from model.training.numbers import BAD_STEPS
+def nan(training: Training) -> None:
+    """As many batches as it takes, a little way ahead, give NaN; the training skips them after a restart."""
+    from model.training.bad_steps import BAD_STEPS
+    from model.training.records import WINDOWS
 
-    windows = place.training / "windows.json"
+    windows = training.training / WINDOWS
     before = json.loads(windows.read_text()) if windows.is_file() else []
-    first = place.beat()["step"] + sum(count for _, count in before) + 30
-    (place.faults / "nan").write_text(json.dumps([first, first + BAD_STEPS]))
-    place.wait(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
+    first = training.beat()["step"] + sum(count for _, count in before) + 30
+    (training.faults / "nan").write_text(json.dumps([first, first + BAD_STEPS]))
+    training.wait(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
 
 
-def fill_the_disk(place: Place) -> int:
-    """No room for a while: saves fail, the training goes on, and once there is room it saves again."""
-    ballast, newest = place.folder / "runs/ballast", -1
+def fill_the_disk(training: Training) -> int:
+    """The disk is full for a while: saves fail, the training continues, and it saves again once there is room."""
+    ballast, newest = training.runs / "ballast", -1
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(b"\0" * 4096)
-    while newest != (newest := int(place.newest().name)):  # a save that had begun may still have found its room
+    while newest != (newest := int(training.newest().name)):  # a save that had begun may still fit
         time.sleep(2 * SAVE_EVERY / 100)
     ballast.unlink()
-    reached = place.beat()["step"]
-    place.wait(lambda: int(place.newest().name) > reached, "a save with room")
+    reached = training.beat()["step"]
+    training.wait(lambda: int(training.newest().name) > reached, "a save with room")
     return reached
 
 
-def kill_the_flow(place: Place) -> None:
-    os.kill(place.flow(), signal.SIGKILL)
+def kill_the_flow(training: Training) -> None:
+    os.kill(training.flow(), signal.SIGKILL)
 
 
-def kill_everything(place: Place) -> None:
-    """Worker, flow and trainer at once; the server, a service of its own, lives. Then `koda up` again."""
-    server = place.server()
-    for pid in place.processes():
+def kill_everything(training: Training) -> None:
+    """Worker, flow and trainer at once; the server, a service of its own, survives. Then `koda up` again."""
+    server = training.server()
+    for pid in training.processes():
         if pid != server:
             os.kill(pid, signal.SIGKILL)
-    place.bring_up()
+    training.koda("up")
 
 
-def silence_the_api(place: Place) -> int:
-    """The Prefect server answers nothing for a while: the training goes on, and so does the run."""
-    server = place.server()
+def silence_the_api(training: Training) -> int:
+    """The Prefect server does not reply for a while: the training continues, and so does the run."""
+    server = training.server()
     os.kill(server, signal.SIGSTOP)
     time.sleep(SILENCE)
     os.kill(server, signal.SIGCONT)
-    return place.beat()["step"]
+    return training.beat()["step"]
 
 
-FAULTS = {
+FULL_DISK = "full disk"
+FAULTS: dict[str, Callable[[Training], int | None]] = {
     "SIGKILL": kill,
     "SIGSTOP (a hang)": hang,
     "SIGTERM": terminate,
@@ -352,7 +331,7 @@ FAULTS = {
     "newest cut short": cut,
     "commit file removed": uncommit,
     "NaN in five batches": nan,
-    "full disk": fill_the_disk,
+    FULL_DISK: fill_the_disk,
     "API silent for 2 min": silence_the_api,
     "SIGKILL of the flow": kill_the_flow,
     "SIGKILL of worker and all": kill_everything,

@@ -1,53 +1,48 @@
 """What a save costs the step loop: seconds it is stalled, bytes on disk, memory at the peak; and what that is of a run.
 
-A real state of the shape's size (weights and optimizer) is saved while a step runs on beside it.
+A real state of the shape's size (weights and optimizer) is saved.
 """
 
-import argparse
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 import jax
-from alternate import Spread, show
+from alternate import peer
+from table import Spread, options, parse, show
 
+from flows.cli.plan import pretraining_job
 from flows.config import load
-from flows.plan import pretraining_job
 from model import arrays
 from model.training import optimizer as optimizers
-from model.training.begin import first_state
 from model.training.checkpoints import Checkpoints
+from model.training.initial_state import first_state
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--presets", default="tiny,koda-124m")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = parse(parser, presets="tiny", rounds=2)
     rows = []
     for preset in arguments.presets.split(","):
-        config = load(preset)
-        job = pretraining_job(config)
-        state = first_state(job, optimizers.build(job.recipe))
-        jax.block_until_ready(state)
-        stalls, seconds, peaks, disk = measure(state, arguments.rounds)
-        share = 100 * Spread.of(stalls).median / (60 * config.pretrain.save_every_minutes)
-        size = arrays.size(state)
-        rows.append(
-            [
-                preset,
-                f"{size / 1e6:,.0f} MB",
-                Spread.of(stalls),
-                f"{share:.2g} %",
-                Spread.of(seconds),
-                f"{disk / 1e6:,.0f} MB",
-                Spread.of([peak / size for peak in peaks]),
-            ]
-        )
+        with peer(preset):
+            rows.append([preset, *row(preset, arguments.rounds)])
     head = ["state", "size", "stall, s", "of a run", "whole save, s", "on disk", "peak memory more, × state"]
     show(f"checkpoint, {arguments.rounds} saves each, median (min–max)", head, rows, arguments.json)
+
+
+def row(preset: str, rounds: int) -> list[object]:
+    config = load(preset)
+    job = pretraining_job(config)
+    state = first_state(job, optimizers.build(job.recipe))
+    jax.block_until_ready(state)
+    stalls, seconds, peaks, disk = measure(state, rounds)
+    share = 100 * Spread.of(stalls).median / (60 * config.pretrain.save_every_minutes)
+    size = arrays.size(state)
+    memory = Spread.of([peak / size for peak in peaks])
+    costs = [Spread.of(stalls), f"{share:.2g} %", Spread.of(seconds), f"{disk / 1e6:,.0f} MB", memory]
+    return [f"{size / 1e6:,.0f} MB", *costs]
 
 
 def measure(state, rounds: int):

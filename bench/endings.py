@@ -1,7 +1,7 @@
 """What the end-of-text token in the loss is worth: answers that end by themselves, with it and without.
 
-Of a finished run (`koda run`) a copy is fine-tuned anew without that token in the loss; everything else is the same.
-The run's exports then answer the same held-out questions, each in its own runtime.
+A copy of a finished run (`koda run`) is fine-tuned without that token in the loss; everything else is the same. The
+run's exports then answer the same held-out questions, each in its own runtime.
 
     .venv/bin/python bench/endings.py --run tiny
 """
@@ -14,64 +14,69 @@ import sys
 import tempfile
 from pathlib import Path
 
-from alternate import show
+from alternate import peer
+from table import open_run, options, parse, show
 
-from model.export.parity import opened
-from model.export.runtimes import answer
+from model.export.formats import FORMATS
+from model.export.runtime import Runtime, answer
+from model.figures import ExtendFigures, SftFigures
 from model.files import read_json
 from model.sampling import Sampling
-from tasks.run import folder_of
+from tasks.runs.record import read_figures
 
-KODA = str(Path(sys.executable).with_name("koda"))
+WITHOUT = "fine-tuned, the end not in the loss"
+COPIED = ("tokenize", "pretrain", "checkpoint", "run.toml")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="tiny", help="a finished run (default: tiny)")
-    parser.add_argument("--preset", default="tiny", help="its preset (default: tiny)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="what it changed")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    folder = folder_of(arguments.run).absolute()
-    shipped, extended = (read_json(folder / stage / "stage.json")["figures"] for stage in ("sft", "extend"))
-    without = untrained_end(folder, arguments)
-    asked = shipped["asked"]
-    rows = [
-        ["before fine-tuning", shipped["ends_by_itself_before"]],
-        ["fine-tuned, the end not in the loss", without["ends_by_itself"]],
-        ["fine-tuned as shipped", shipped["ends_by_itself"]],
-        ["with the longer context", extended["ends_by_itself"]],
-        *([f"{file.name}, {kind}", in_runtime(kind, file, folder, asked)] for kind, file in exports(folder)),
-    ]
+    parser = options(__doc__, run="finished, its exports answer the questions")
+    parser.add_argument("--questions", type=int, help="to each export, at most (default: as many as the run had)")
+    arguments = parse(parser, run="", questions=2)
+    with open_run(arguments.run) as folder:
+        title, rows = table(folder, arguments)
     shown = [[name, f"{100 * share:.1f} %"] for name, share in rows]
-    show(f"answers that end by themselves, of {asked} held-out questions", ["", "share"], shown, arguments.json)
+    show(title, ["", "share"], shown, arguments.json)
 
 
-def untrained_end(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """The figures of the sft stage without the end-of-text token in the loss."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        copy = Path(place) / "endless"
-        shutil.copytree(folder, copy, ignore=lambda at, names: () if Path(at) != folder else unwanted(names))
-        changes = [part for change in (*arguments.set, "sft.train_end=false") for part in ("--set", change)]
-        command = [KODA, "run", "--preset", arguments.preset, "--name", "endless", "--until", "sft", *changes]
-        subprocess.run(command, check=True, env={**os.environ, "KODA_RUNS": place}, stdout=sys.stderr)
-        return read_json(copy / "sft/stage.json")["figures"]
+def table(folder: Path, arguments: argparse.Namespace) -> tuple[str, list[tuple[str, float]]]:
+    shipped, extended = read_figures(folder, SftFigures), read_figures(folder, ExtendFigures)
+    if shipped is None or extended is None or extended.measured is None:
+        raise SystemExit(f"bench: {folder} is not finished. `koda run --name {folder.name}` continues it.")
+    with peer(WITHOUT):
+        without = untrained_end(folder)
+    rows = [
+        ("before fine-tuning", shipped.ends_by_itself_before),
+        (WITHOUT, without),
+        ("fine-tuned as shipped", shipped.ends_by_itself),
+        ("with the longer context", extended.measured.ends_by_itself),
+    ]
+    prompts = read_json(folder / "sft/data/prompts.json")[: shipped.asked][: arguments.questions]
+    for format_ in FORMATS.values():
+        for path in format_.exports(folder / "convert" / format_.name):
+            name = f"{path.name}, {format_.runtime}"
+            with peer(name):
+                rows.append((name, ended(format_.open(path, extended.context), prompts)))
+    return f"answers that end by themselves, of {shipped.asked} held-out questions", rows
 
 
-def unwanted(names: list[str]) -> list[str]:
-    return [name for name in names if name not in ("tokenize", "pretrain", "checkpoint", "run.toml")]
+def untrained_end(folder: Path) -> float:
+    """The share of answers that end by themselves, without the end-of-text token in the loss."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        copy = Path(scratch) / "endless"
+        copy.mkdir()
+        for name in COPIED:
+            source = folder / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        command = [sys.executable, "-m", "flows.cli.main", "run", "--name", "endless", "--until", "sft"]
+        command += ["--set", "sft.train_end=false"]
+        subprocess.run(command, check=True, env={**os.environ, "KODA_RUNS": scratch}, stdout=sys.stderr)
+        figures = read_figures(copy, SftFigures)
+        assert figures is not None
+        return figures.ends_by_itself
 
 
-def exports(folder: Path) -> list[tuple[str, Path]]:
-    found = [("hf", folder / "convert/hf")]
-    found += [("gguf", file) for file in sorted((folder / "convert/gguf").glob("*.gguf"))]
-    return found + [("mlx", file) for file in sorted((folder / "convert/mlx").iterdir()) if file.is_dir()]
-
-
-def in_runtime(kind: str, file: Path, folder: Path, asked: int) -> float:
-    context = read_json(folder / "extend/weights/COMMIT.json")["config"]["max_position_embeddings"]
-    runtime = opened(kind, file, context)
-    prompts = read_json(folder / "sft/data/prompts.json")[:asked]
+def ended(runtime: Runtime, prompts: list[dict]) -> float:
+    """The share of answers that end by themselves."""
     return sum(answer(runtime, line["messages"], Sampling(limit=100)).stopped for line in prompts) / len(prompts)
 
 

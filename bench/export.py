@@ -1,7 +1,7 @@
 """Peak memory and time of each export, for a model of the reference's size with random weights.
 
 Every export is written by a process of its own, as the convert stage does it, and its peak is what the kernel counted
-for that process; `cp` of the same bytes is the peer in time. K-quants are measured where `kquants` is installed.
+for that process; `cp` of the same bytes is the peer in time. Q4_K_M is among them where `kquants` is installed.
 
     .venv/bin/python bench/export.py --rounds 3
 """
@@ -17,32 +17,36 @@ import time
 from pathlib import Path
 
 import numpy as np
-from alternate import Spread, options, show
+from alternate import ended, failure, peer
+from table import Spread, options, parse, show
+
+from model.export.formats import FORMATS
 
 ABOUT = {"name": "bench", "author": "", "license": "", "url": "", "datasets": []}
-EXPORTS = ["hf", "F32", "BF16", "F16", "Q8_0", "fp16", "8bit", "4bit"]
+KQUANTS = ["Q4_K_M"] if importlib.util.find_spec("llama_cpp") else []
+EXPORTS = ["hf", "F32", "BF16", "F16", "Q8_0", *KQUANTS, "fp16", "8bit", "4bit"]
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0], rounds=3)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--preset", default="koda-1.3b", help="whose shape (default: koda-1.3b)")
     parser.add_argument("--stored", nargs="+", default=["bfloat16", "float32"], help="types of the checkpoint")
-    parser.add_argument("--only", nargs="+", default=[*EXPORTS, "Q4_K_M"], help="which exports")
+    parser.add_argument("--only", nargs="+", default=EXPORTS, help="which exports")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder; 20 GB are needed)")
-    arguments = parser.parse_args()
+    smallest = {"only": ["hf", "F16", "Q8_0", "4bit"], "stored": ["bfloat16"]}  # each kind of file once
+    arguments = parse(parser, preset="tiny", rounds=1, **smallest)
     if arguments.peer:
-        write(*json.loads(arguments.peer))
+        name, function, *parameters = json.loads(arguments.peer)
+        with peer(name):
+            {"weights": weights, "export": export}[function](*parameters)
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for stored in arguments.stored:
             source = Path(scratch) / stored
-            in_a_process("weights", str(source), arguments.preset, stored)
+            in_a_process(f"{stored} weights", "weights", str(source), arguments.preset, stored)
             checkpoint = size(source)
             for name in arguments.only:
-                if name == "Q4_K_M" and importlib.util.find_spec("llama_cpp") is None:
-                    print("Q4_K_M is left out: the extra `kquants` is not installed", file=sys.stderr)
-                    continue
                 rows.append([f"{stored} → {name}", *measured(source, checkpoint, name, arguments.rounds)])
             shutil.rmtree(source)
     head = ["", "checkpoint, GB", "written, GB", "peak, GB", "peak / larger of the two", "seconds", "times cp"]
@@ -52,14 +56,15 @@ def main() -> None:
 def measured(source: Path, checkpoint: int, name: str, rounds: int) -> list[object]:
     """One export, written and copied in turn."""
     out = source.parent / "out"
-    if name in ("fp16", "8bit", "4bit"):  # made from the HF folder, which is not counted here
-        in_a_process("export", str(source), str(out), "hf")
+    format_ = FORMATS[format_of(name)]
+    for needed in format_.needs:  # the folder that it is made from, which is not counted here
+        in_a_process(needed, "export", str(source), str(out), needed)
     seconds, ratios, peaks = [], [], []
     for _ in range(rounds):
         began = time.perf_counter()
-        peaks.append(in_a_process("export", str(source), str(out), name))
+        peaks.append(in_a_process(name, "export", str(source), str(out), name))
         seconds.append(time.perf_counter() - began)
-        written = out / {"hf": "hf", "fp16": "mlx", "8bit": "mlx", "4bit": "mlx"}.get(name, "gguf")
+        written = out / format_.name
         began = time.perf_counter()
         subprocess.run(["cp", "-r", written, out / "copy"], check=True)
         os.sync()
@@ -71,22 +76,18 @@ def measured(source: Path, checkpoint: int, name: str, rounds: int) -> list[obje
     return [*gigabytes, f"{peak / max(checkpoint, bytes_):.2f}", Spread.of(seconds), Spread.of(ratios)]
 
 
-def in_a_process(*order: str) -> int:
-    """Run `write` in a process of its own; its peak resident memory, in bytes."""
-    child = subprocess.Popen([sys.executable, __file__, "--peer", json.dumps(order)], stdout=subprocess.DEVNULL)
+def in_a_process(name: str, function: str, *parameters: str) -> int:
+    """Run `weights` or `export` in a process of its own; its peak resident memory, in bytes."""
+    command = [sys.executable, __file__, "--peer", json.dumps([name, function, *parameters])]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(order)} failed")
+    if code := os.waitstatus_to_exitcode(status):
+        raise SystemExit(1) if code == 1 else failure(name, ended(code))  # at 1 it has reported its error itself
     return usage.ru_maxrss * 1024
 
 
-def write(what: str, *order: str) -> None:
-    """In a peer's process: make the weights, or one export of them."""
-    (weights if what == "weights" else export)(*order)
-
-
 def weights(folder: str, preset: str, dtype: str) -> None:
-    """Random numbers of a preset's shape, and a vocabulary as large as it wants."""
+    """Random numbers of a preset's shape, and a vocabulary of the size that GPT-2's has."""
     from flax import nnx
     from tokenizers import AddedToken, models
 
@@ -99,8 +100,8 @@ def weights(folder: str, preset: str, dtype: str) -> None:
     shape = load(preset).model.llama(rows)
     template = arrays.flatten(nnx.to_pure_dict(weights.abstract(shape)[1]))
     draw = np.random.default_rng(0)
-    made = {name: draw.standard_normal(leaf.shape, np.float32).astype(dtype) for name, leaf in template.items()}
-    arrays.write(Path(folder), made, config=shape.to_dict())
+    numbers = {name: draw.standard_normal(leaf.shape, np.float32).astype(dtype) for name, leaf in template.items()}
+    arrays.write(Path(folder), numbers, config=shape.to_dict())
     letters = tokenizers.gpt2_form(models.BPE({f"t{n}": n for n in range(rows - 1)}, []))
     letters.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
     letters.save(str(Path(folder).parent / "tokenizer.json"))
@@ -108,15 +109,19 @@ def weights(folder: str, preset: str, dtype: str) -> None:
 
 def export(source: str, out: str, name: str) -> None:
     """One export, by the code of the convert stage."""
-    from model.export import convert, mlx
+    from model.export import convert
 
     tokenizer = str(Path(source).parent / "tokenizer.json")
-    if name in mlx.BITS:
-        mlx.write(Path(out) / "mlx", Path(out) / "hf", name)
-    elif name == "hf":
-        convert.write(source, tokenizer, out, ABOUT, "auto", ["hf"], [], [])
-    else:
-        convert.write(source, tokenizer, out, ABOUT, "auto", ["gguf"], [name], [])
+    variant = "auto" if name == "hf" else name
+    convert.write(source, tokenizer, out, ABOUT, {format_of(name): (variant,)})
+
+
+def format_of(name: str) -> str:
+    """The format of an export: hf, gguf or mlx."""
+    for format_ in FORMATS.values():
+        if name == format_.name or name in format_.variants:
+            return format_.name
+    raise failure(name, "there is no such export")
 
 
 def size(folder: Path) -> int:

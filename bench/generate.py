@@ -10,33 +10,31 @@ import json
 import time
 from pathlib import Path
 
-from alternate import Spread, alternate, options, ratios, serve, show
+from alternate import Work, alternate, ratios, serve
+from table import Spread, open_run, options, parse, show
 
-from tasks.run import folder_of
-
-TOKENS = 100
 PROMPT = "What does `os.path.join` do?"
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0], rounds=8)
-    parser.add_argument("--run", default="tiny", help="the run whose model is read (default: tiny)")
-    arguments = parser.parse_args()
-    folder = folder_of(arguments.run)
+    parser = options(__doc__, rounds=8, run="its model is read")
+    parser.add_argument("--tokens", type=int, default=100, help="of each answer (default: 100)")
+    arguments = parse(parser, run="", rounds=1, tokens=8)
     if arguments.peer:
-        serve(PEERS[arguments.peer](folder))
+        serve(lambda: PEERS[arguments.peer](Path(arguments.run), arguments.tokens))
         return
-    found = alternate(list(PEERS), arguments.rounds)
-    against = ratios(found, "tokens/s", "transformers, PyTorch")
-    rows = [[name, Spread.of(of["tokens/s"]), Spread.of(of["prompt"]), against[name]] for name, of in found.items()]
-    config = json.loads((folder / "extend/weights/COMMIT.json").read_text())["config"]
+    with open_run(arguments.run) as folder:
+        figures = alternate(list(PEERS), arguments.rounds, "--run", str(folder))
+        config = json.loads((folder / "extend/weights/COMMIT.json").read_text())["config"]
+    ratio = ratios(figures, "tokens/s", "transformers, PyTorch")
+    rows = [[name, Spread.of(own["tokens/s"]), Spread.of(own["prompt"]), ratio[name]] for name, own in figures.items()]
     shape = f"{config['num_hidden_layers']} × {config['hidden_size']}"
     head = ["", "tokens/s", "ms to the first", "ratio"]
-    show(f"an answer of {TOKENS} tokens, {shape}, float32 (llama.cpp: F16)", head, rows, arguments.json)
+    show(f"an answer of {arguments.tokens} tokens, {shape}, float32 (llama.cpp: F16)", head, rows, arguments.json)
 
 
-def koda(folder: Path):
-    from model.export.runtimes import Jax
+def koda(folder: Path, tokens: int) -> Work:
+    from model.export.runtime import Jax
     from model.sampling import Sampling
 
     runtime = Jax(folder / "extend/weights", folder / "tokenize/tokenizer.json")
@@ -44,17 +42,17 @@ def koda(folder: Path):
 
     def work() -> dict[str, float]:
         began, first = time.perf_counter(), 0.0
-        for _ in runtime.generator(ids, -1, Sampling(limit=TOKENS)):
+        for _ in runtime.generator(ids, -1, Sampling(limit=tokens)):
             first = first or time.perf_counter()
-        return figures(began, first)
+        return speed(tokens, began, first)
 
     return work
 
 
-def transformers(folder: Path):
-    from model.export.runtimes import HuggingFace
+def transformers(folder: Path, tokens: int) -> Work:
+    from model.export.formats.hf import Transformers
 
-    runtime = HuggingFace(folder / "convert/hf")
+    runtime = Transformers(folder / "convert/hf")
     inputs = runtime.torch.tensor([prompt(runtime)])
 
     def work() -> dict[str, float]:
@@ -67,24 +65,24 @@ def transformers(folder: Path):
 
             def end(self) -> None: ...
 
-        runtime.model.generate(inputs, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False, streamer=Clock())
-        return figures(began, first[0])
+        runtime.model.generate(inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, streamer=Clock())
+        return speed(tokens, began, first[0])
 
     return work
 
 
-def llama_cpp(folder: Path):
-    from model.export.runtimes import LlamaCpp
+def llama_cpp(folder: Path, tokens: int) -> Work:
+    from model.export.formats.gguf import LlamaCpp
 
     runtime = LlamaCpp(next((folder / "convert/gguf").glob("*-F16.gguf")), 256)
-    asked = {"prompt": prompt(runtime), "n_predict": TOKENS, "temperature": 0, "ignore_eos": True, "stream": True}
+    request = {"prompt": prompt(runtime), "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
 
     def work() -> dict[str, float]:
         began, first = time.perf_counter(), 0.0
-        with runtime._open("/completion", {**asked, "cache_prompt": False}) as reply:
+        with runtime._open("/completion", {**request, "cache_prompt": False}) as reply:
             for _ in runtime._events(reply):
                 first = first or time.perf_counter()
-        return figures(began, first)
+        return speed(tokens, began, first)
 
     return work
 
@@ -95,9 +93,9 @@ def prompt(runtime) -> list[int]:
     return runtime.tokenize(render([{"role": "user", "content": PROMPT}]))
 
 
-def figures(began: float, first: float) -> dict[str, float]:
+def speed(tokens: int, began: float, first: float) -> dict[str, float]:
     """Tokens after the first by the second, and milliseconds to the first."""
-    return {"tokens/s": (TOKENS - 1) / (time.perf_counter() - first), "prompt": 1000 * (first - began)}
+    return {"tokens/s": (tokens - 1) / (time.perf_counter() - first), "prompt": 1000 * (first - began)}
 
 
 PEERS = {"transformers, PyTorch": transformers, "koda, JAX": koda, "llama.cpp, F16": llama_cpp}

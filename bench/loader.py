@@ -1,16 +1,16 @@
-"""Batches per second from disk, beside the fastest step that could eat them.
+"""Batches per second from disk, beside the fastest step that could use them.
 
-The shards are real files of random token ids, larger than any batch; reading is memory-mapped, so that what a process
-holds does not grow with them. The peer is the step: PaLM's operations per token at the highest published utilisation.
+The shards are real files of random token ids, larger than any batch; reading is memory-mapped, so that the memory of a
+process does not grow with them. The peer is the step: PaLM's operations per token at the highest published utilisation.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from alternate import Spread, show
+from alternate import peer
+from table import Spread, options, parse, show
 
 from model.accelerators import ACCELERATORS, flops_per_token
 from model.data.batches import Batches
@@ -20,25 +20,22 @@ SHARD = 50_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, rounds=8)
     parser.add_argument("--tokens", type=int, default=200_000_000, help="in the corpus (default: 200 M)")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = parse(parser, tokens=2_000_000, rounds=1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         corpus(Path(folder), arguments.tokens)
-        for name, batch, length, fastest in CASES:
-            batches = Batches(Path(folder), batch_size=batch, sequence_length=length, seed=0)
-            batches[0]
-            before = resident()
-            rates = [rate(batches, first) for first in range(0, 40 * arguments.rounds, 40)]
-            found = Spread.of(rates)
-            grown = (resident() - before) / 1e6
-            rows.append(
-                [name, f"{batch} × {length}", found, f"{fastest:.3g}", f"{found.median / fastest:,.0f}", f"{grown:.0f}"]
-            )
-    head = ["what eats them", "batch", "batches/s", "its steps/s", "ratio", "MB of memory more after reading"]
+        for name, batch, length, steps in CASES:
+            with peer(name):
+                batches = Batches(Path(folder), batch_size=batch, sequence_length=length, seed=0)
+                batches[0]
+                before = resident()
+                speed = Spread.of([rate(batches, first) for first in range(0, 40 * arguments.rounds, 40)])
+                more = (resident() - before) / 1e6
+            ratio = f"{speed.median / steps:,.0f}"
+            rows.append([name, f"{batch} × {length}", speed, f"{steps:.3g}", ratio, f"{more:.0f}"])
+    head = ["what uses them", "batch", "batches/s", "its steps/s", "ratio", "MB of memory more after reading"]
     title = f"loader, {arguments.tokens / 1e6:,.0f} M tokens on disk, one process, median (min–max)"
     show(title, head, rows, arguments.json)
 
@@ -46,8 +43,8 @@ def main() -> None:
 def corpus(folder: Path, tokens: int) -> None:
     writer = ShardWriter(folder, 50257, SHARD)
     random = np.random.default_rng(0)
-    for _ in range(0, tokens, SHARD):
-        writer.add(random.integers(0, 50257, SHARD, np.uint16))
+    for start in range(0, tokens, SHARD):
+        writer.add(random.integers(0, 50257, min(SHARD, tokens - start), np.uint16))
     writer.close()
 
 

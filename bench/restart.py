@@ -4,72 +4,85 @@
 .venv/bin/python bench/restart.py
 """
 
-import argparse
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from alternate import Spread, show
+from alternate import ended, peer
+from table import Spread, open_run, options, parse, show
 
 from flows.config import load, parsed
+from model.training.heartbeat import Heartbeat
 from model.training.job import Job
-from model.training.protocol import Heartbeat
 from tasks.pretrain import pretraining
-from tasks.run import read_built
+from tasks.runs.record import read_built
 
 SAVE = 10  # steps from one save to the next
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=Path, default=Path("runs/tiny/tokenize"), help="a run's tokenize folder")
+    parser = options(__doc__, rounds=5, run="its text is trained on")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = parse(parser, run="", rounds=1)
     config = load(arguments.preset, parsed(dict(text.split("=") for text in arguments.set)))
-    tokens = read_built(arguments.tokens.parent, arguments.tokens.name)
-    assert tokens is not None, f"{arguments.tokens} is not done"
-    with tempfile.TemporaryDirectory() as folder:
+    with open_run(arguments.run) as run, tempfile.TemporaryDirectory() as folder:
+        tokens = read_built(run, "tokenize")
+        assert tokens is not None, f"{run} has no tokens yet"
         job = pretraining(config.pretrain, config.model, tokens, Path(folder) / "training")
         job = replace(job, recipe=replace(job.recipe, save_every_steps=SAVE), cache=f"{folder}/cache")
-        first_step(job)
-        found = {"cold": [], "with the cache": []}
+        with peer("the first start"):
+            restart(job)
+        seconds: dict[str, list[float]] = {"cold": [], "with the cache": []}
         for _ in range(arguments.rounds):
             shutil.rmtree(f"{folder}/cache")
-            found["cold"].append(first_step(job))
-            found["with the cache"].append(first_step(job))
-    ratio = Spread.of([a / b for a, b in zip(found["with the cache"], found["cold"], strict=True)])
-    rows = [[name, Spread.of(seconds), ratio if name != "cold" else ""] for name, seconds in found.items()]
+            for name, values in seconds.items():
+                with peer(name):
+                    values.append(restart(job))
+    ratio = Spread.of([a / b for a, b in zip(seconds["with the cache"], seconds["cold"], strict=True)])
+    rows = [[name, Spread.of(values), ratio if name != "cold" else ""] for name, values in seconds.items()]
     shape = f"{job.model.num_hidden_layers} layers of {job.model.hidden_size}"
     title = f"restart of {arguments.preset}, {shape}: kill -9 to the next finished step, {arguments.rounds} rounds"
     show(title, ["", "seconds", "ratio"], rows, arguments.json)
 
 
-def first_step(job: Job) -> float:
-    """Start it, wait for a step that was not done before, let it save, kill it; seconds to that step."""
+def restart(job: Job) -> float:
+    """Start the trainer, wait for a new step, let it save, kill it; seconds to that step."""
     folder = Path(job.folder)
     folder.mkdir(exist_ok=True)
     job.write(folder / "job.json")
-    began = time.perf_counter()
+    log = folder / "training.log"
     command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(job.recipe.steps)]
-    trainer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    beat: dict = {}
-    while beat.get("pid") != trainer.pid or beat["step"] < (beat["first_step"] or 0) + 2:  # the first is then behind it
-        time.sleep(0.005)
-        beat = Heartbeat.read(folder) or {}
-    seconds = time.perf_counter() - began
-    newest = beat["first_step"]
-    while not (folder / "checkpoints" / str((newest // SAVE + 1) * SAVE) / "COMMIT.json").exists():
-        time.sleep(0.05)
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
+    began = time.perf_counter()
+    with log.open("w") as output:
+        trainer = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def wait(condition: Callable[[], bool], pause: float) -> None:
+        while not condition():
+            if (code := trainer.poll()) is not None:
+                raise RuntimeError(ended(code, log))
+            time.sleep(pause)
+
+    def stepped() -> bool:
+        beat = Heartbeat.read(folder) or {}  # the first step is finished when the second begins
+        return beat.get("pid") == trainer.pid and beat["step"] >= (beat["first_step"] or 0) + 2
+
+    try:
+        wait(stepped, 0.005)
+        seconds = time.perf_counter() - began
+        beat = Heartbeat.read(folder)
+        assert beat is not None
+        save = (beat["first_step"] // SAVE + 1) * SAVE
+        wait((folder / "checkpoints" / str(save) / "COMMIT.json").exists, 0.05)
+    finally:
+        trainer.send_signal(signal.SIGKILL)
+        trainer.wait()
     return seconds
 
 

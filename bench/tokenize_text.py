@@ -20,41 +20,61 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from alternate import Spread, alternate, options, ratios, serve, show
+from alternate import Work, alternate, ended, failure, peer, ratios, serve
+from table import Spread, options, parse, show
 
 WORKERS = 2
 
 
-def main() -> None:
-    parser = options(__doc__.splitlines()[0], rounds=5)
+def main() -> int:
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--megabytes", type=int, default=200, help="of text (default: 200)")
+    parser.add_argument("--docs", default="docs", help="documentation to take text from (default: docs, all of it)")
     parser.add_argument("--text", type=Path, help="a folder of .txt files to take text from as well")
     parser.add_argument("--tokenizer", default="gpt2", help="tokenize.tokenizer (default: gpt2)")
-    parser.add_argument("--corpus", type=Path, help="where the text lies or is to be written")
-    parser.add_argument("--kill", type=int, default=0, metavar="TIMES", help="instead: kill it, go on, compare")
+    parser.add_argument("--corpus", type=Path, default=Path(tempfile.gettempdir()) / "koda-bench-tokenize")
+    parser.add_argument("--kill", type=int, default=0, metavar="TIMES", help="instead: kill it, restart it, compare")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by size of the corpus")
-    arguments = parser.parse_args()
-    folder = arguments.corpus or Path(tempfile.gettempdir()) / "koda-bench-tokenize"
+    smallest = {"docs": "docs:optax", "tokenizer": "train", "rounds": 1}
+    arguments = parse(parser, megabytes=4, corpus=Path(tempfile.gettempdir()) / "koda-bench-smoke", **smallest)
     if arguments.peer:
         with tempfile.TemporaryDirectory() as out:
-            serve(lambda: PEERS[arguments.peer](corpus(folder, arguments), arguments.tokenizer, Path(out)))
-        return
-    file = corpus(folder, arguments)
+            serve(lambda: turn(arguments.peer, corpus(arguments), arguments.tokenizer, Path(out)))
+        return 0
+    file = corpus(arguments)
+    arguments.tokenizer = tokenizer_for(file, arguments.tokenizer)
     if arguments.kill:
-        kill(file, arguments)
-    elif arguments.memory:
-        memory(folder, arguments)
-    else:
-        compare(file, arguments)
+        return kill(file, arguments)
+    (memory if arguments.memory else compare)(file, arguments)
+    return 0
+
+
+def tokenizer_for(file: Path, tokenizer: str) -> str:
+    """`tokenizer`; for `train` a small one that is trained on the first documents, since all peers need the same."""
+    if tokenizer != "train":
+        return tokenizer
+    from model.data import tokenizer as tokenizers
+
+    with file.open() as lines:
+        texts = [json.loads(line)["text"] for _, line in zip(range(50), lines, strict=False)]
+    path = file.with_suffix(".tokenizer.json")
+    tokenizers.train(iter(texts), 512).save(str(path))
+    return str(path)
+
+
+def turn(name: str, file: Path, tokenizer: str, out: Path) -> Work:
+    return partial(PEERS[name], file, tokenizer, out)
 
 
 def compare(file: Path, arguments) -> None:
-    found = alternate(list(PEERS), arguments.rounds)
-    faster = ratios(found, "MB/s", "koda")
+    figures = alternate(list(PEERS), arguments.rounds, "--tokenizer", arguments.tokenizer)
+    faster = ratios(figures, "MB/s", "koda")
     rows = [
-        [name, Spread.of(of["MB/s"]), Spread.of(of["M tokens/s"]), inverse(faster[name])] for name, of in found.items()
+        [name, Spread.of(own["MB/s"]), Spread.of(own["M tokens/s"]), inverse(faster[name])]
+        for name, own in figures.items()
     ]
     title = f"tokenize, {file.stat().st_size / 1e6:,.0f} MB of JSONL, {WORKERS} cores, median (min–max)"
     show(title, ["", "MB/s of text", "M tokens/s", "koda is faster by"], rows, arguments.json)
@@ -69,15 +89,14 @@ def koda(file: Path, tokenizer: str, out: Path) -> dict[str, float]:
     from model.data.prepare import on_this_machine, prepare
     from tasks.tokenize import Tokenize
 
-    place = out / "koda"
-    shutil.rmtree(place, ignore_errors=True)
+    folder = out / "koda"
+    shutil.rmtree(folder, ignore_errors=True)
     settings = Tokenize(source=str(file), tokenizer=tokenizer, shard_tokens=1 << 22, heldout_fraction=0.01)
     began = time.perf_counter()
-    figures = prepare(place, settings.recipe(), on_this_machine(WORKERS), lambda *_: None)
+    figures = prepare(folder, settings.recipe(), on_this_machine(WORKERS), lambda *_: None)
     seconds = time.perf_counter() - began
-    return speed(
-        figures["train_bytes"] + figures["heldout_bytes"], figures["train_tokens"] + figures["heldout_tokens"], seconds
-    )
+    size, tokens = figures.train_bytes + figures.heldout_bytes, figures.train_tokens + figures.heldout_tokens
+    return speed(size, tokens, seconds)
 
 
 def in_memory(file: Path, tokenizer: str, out: Path) -> dict[str, float]:
@@ -131,46 +150,56 @@ def speed(size: int, tokens: int, seconds: float) -> dict[str, float]:
     return {"MB/s": size / seconds / 1e6, "M tokens/s": tokens / seconds / 1e6, "seconds": seconds}
 
 
-def kill(file: Path, arguments) -> None:
-    """Kill the whole stage at random moments until it is through; its bytes against an undisturbed run's."""
+def kill(file: Path, arguments) -> int:
+    """Kill the whole stage at random moments until it completes; its bytes against an undisturbed run's."""
     from model.files import listing
 
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        run(file, arguments.tokenizer, Path(place) / "whole").wait()
+        with peer("the undisturbed run"):
+            complete(run(file, arguments.tokenizer, Path(folder) / "whole"))
         seconds, draw, kills = time.monotonic() - began, random.Random(1), 0
         # Work between two kills shrinks as they get more: moments are drawn over what an undisturbed run takes.
         while True:
-            life = run(file, arguments.tokenizer, Path(place) / "killed")
-            if kills == arguments.kill:
-                life.wait()
-                break
+            attempt = run(file, arguments.tokenizer, Path(folder) / "killed")
             try:
-                life.wait(draw.uniform(0.1, 0.6) * seconds)
-                break
+                attempt.wait(draw.uniform(0.1, 0.6) * seconds if kills < arguments.kill else None)
             except subprocess.TimeoutExpired:
-                os.killpg(life.pid, signal.SIGKILL)
-                life.wait()
+                os.killpg(attempt.pid, signal.SIGKILL)
+                attempt.wait()
                 kills += 1
-        whole, killed = (listing(Path(place) / name) for name in ("whole", "killed"))
+                continue
+            with peer("the killed run"):
+                complete(attempt)
+            break
+        whole, killed = (listing(Path(folder) / name) for name in ("whole", "killed"))
         equal = "the same" if whole == killed else "OTHER"
         head = ["kills", "files", "bytes", "against an undisturbed run"]
         size = sum(facts["size"] for facts in killed.values())
-        show(f"kill -9 of all, {file.stat().st_size / 1e6:,.0f} MB", head, [[kills, len(killed), size, equal]], None)
-        sys.exit(whole != killed or kills < arguments.kill)
+        row = [kills, len(killed), size, equal]
+        show(f"kill -9 of all, {file.stat().st_size / 1e6:,.0f} MB", head, [row], arguments.json)
+    if kills < arguments.kill:
+        raise failure("the killed run", f"it completed after {kills} of {arguments.kill} kills")
+    return 0 if whole == killed else 1
 
 
-def memory(folder: Path, arguments) -> None:
+def complete(attempt: subprocess.Popen) -> None:
+    """Wait for the end. Raises RuntimeError where it failed."""
+    if code := attempt.wait():
+        raise RuntimeError(ended(code))
+
+
+def memory(file: Path, arguments) -> None:
     rows, peaks = [], []
-    for megabytes in (50, 100, 200):
+    for megabytes in (arguments.megabytes // 4, arguments.megabytes // 2, arguments.megabytes):
         arguments.megabytes = megabytes
-        file = corpus(folder, arguments)
-        with tempfile.TemporaryDirectory() as place:
-            life = run(file, arguments.tokenizer, Path(place) / "out")
+        with tempfile.TemporaryDirectory() as folder, peer(f"{megabytes} MB"):
+            attempt = run(corpus(arguments), arguments.tokenizer, Path(folder) / "out")
             peak = 0
-            while life.poll() is None:
-                peak = max(peak, resident(life.pid))
+            while attempt.poll() is None:
+                peak = max(peak, resident(attempt.pid))
                 time.sleep(0.05)
+            complete(attempt)
         peaks.append(peak / 1e6)
         rows.append([f"{megabytes} MB", f"{peaks[-1]:,.0f}", f"{peaks[-1] / peaks[0]:.2f}"])
     show("peak memory of all processes (PSS, every 50 ms)", ["corpus", "MB", "to the first"], rows, arguments.json)
@@ -196,22 +225,22 @@ def resident(group: int) -> int:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
-                found = re.search(r"^Pss:\s+(\d+)", (stat.parent / "smaps_rollup").read_text(), re.M)
-                total += int(found[1]) * 1024 if found else 0
+                line = re.search(r"^Pss:\s+(\d+)", (stat.parent / "smaps_rollup").read_text(), re.M)
+                total += int(line[1]) * 1024 if line else 0
         except OSError:
             continue
     return total
 
 
-def corpus(folder: Path, arguments) -> Path:
+def corpus(arguments) -> Path:
     """A JSONL file of so many megabytes, the same each time."""
-    file = folder / f"{arguments.megabytes}.jsonl"
+    file = arguments.corpus / f"{arguments.megabytes}.jsonl"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        arguments.corpus.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".part")
         with beside.open("w") as out:
             written, size = 0, arguments.megabytes * 1_000_000
-            for text in varied(real(arguments.text)):
+            for text in varied(real(arguments.docs, arguments.text)):
                 written += out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 if written >= size:
                     break
@@ -219,11 +248,11 @@ def corpus(folder: Path, arguments) -> Path:
     return file
 
 
-def real(folder: Path | None) -> list[str]:
+def real(source: str, folder: Path | None) -> list[str]:
     """Documents of at most 20,000 characters."""
     from model.data import docs
 
-    texts = [document.text for document in docs.documents("docs", WORKERS)]
+    texts = [document.text for document in docs.documents(source, WORKERS)]
     if folder:
         texts += [path.read_text(encoding="cp1252") for path in sorted(folder.rglob("*.txt"))]
     return [text[start : start + 20_000] for text in texts for start in range(0, len(text), 20_000)]
@@ -241,4 +270,4 @@ def varied(texts: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

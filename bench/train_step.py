@@ -9,11 +9,23 @@ import sys
 import time
 from collections.abc import Callable
 
-from alternate import Spread, alternate, options, ratios, serve, show
+from alternate import Work, alternate, ratios, serve
+from table import Spread, options, parse, show
 
 STEPS = 4  # in one turn of a peer
 TORCH = ("torch float32", "torch float32 compiled", "torch bfloat16", "torch bfloat16 compiled")
 KODA = ("koda float32", "koda bfloat16", "koda float32 muon")
+SIZE = {
+    "layers": 6,
+    "hidden": 256,
+    "heads": 8,
+    "kv-heads": 4,
+    "intermediate": 704,
+    "vocabulary": 4096,
+    "batch": 16,
+    "sequence": 256,
+}
+SMALLEST = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "intermediate": 64, "vocabulary": 128}
 
 
 def main() -> None:
@@ -25,71 +37,52 @@ def main() -> None:
     parser.add_argument("--scan", action="store_true", default=None)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--peers", default=",".join((*TORCH, *KODA)), help="which, separated by commas")
-    arguments = parser.parse_args()
-    work = Work(arguments)
+    arguments = parse(parser, rounds=1, batch=2, sequence=16, **SMALLEST)
+    step = TrainStep(arguments)
     if arguments.peer:
-        serve(work.peer(arguments.peer))
+        serve(lambda: step.peer(arguments.peer))
         return
     names = arguments.peers.split(",")
-    found = alternate(names, arguments.rounds)
-    first = next(name for name in names if name in found)
-    ratio = ratios(found, "tokens/s", first)
+    figures = alternate(names, arguments.rounds)
+    ratio = ratios(figures, "tokens/s", names[0])
     rows = []
-    for name, of in found.items():
-        rows.append([name, Spread.of(of["tokens/s"]), ratio[name], *work.utilisation(Spread.of(of["tokens/s"]))])
-    show(work.title(arguments.rounds), ["", "tokens/s", "ratio", *work.columns], rows, arguments.json)
+    for name in names:
+        speed = Spread.of(figures[name]["tokens/s"])
+        rows.append([name, speed, ratio[name], *step.utilisation(speed)])
+    show(step.title(arguments.rounds), ["", "tokens/s", "ratio", *step.columns], rows, arguments.json)
 
 
-SIZE = {
-    "layers": 6,
-    "hidden": 256,
-    "heads": 8,
-    "kv-heads": 4,
-    "intermediate": 704,
-    "vocabulary": 4096,
-    "batch": 16,
-    "sequence": 256,
-}
-
-
-class Work:
+class TrainStep:
     """The shape, the batch, and how each peer takes a step of it."""
 
     def __init__(self, arguments):
         from model.config import Compute, LlamaConfig
 
-        size, self.compute = dict(SIZE), Compute()
+        size, compute = dict(SIZE), Compute()
         if arguments.preset:
             from flows.config import load
 
             config = load(arguments.preset)
             shape, train = config.model, config.pretrain
-            vocabulary = 50257 if config.tokenize.tokenizer != "train" else config.tokenize.vocab_size
-            size = dict(
-                zip(
-                    SIZE,
-                    (
-                        shape.num_hidden_layers,
-                        shape.hidden_size,
-                        shape.num_attention_heads,
-                        shape.num_key_value_heads,
-                        shape.intermediate_size,
-                        vocabulary,
-                        train.batch_size,
-                        shape.max_position_embeddings,
-                    ),
-                    strict=True,
-                )
-            )
-            self.compute = train.compute()
+            size = {
+                "layers": shape.num_hidden_layers,
+                "hidden": shape.hidden_size,
+                "heads": shape.num_attention_heads,
+                "kv-heads": shape.num_key_value_heads,
+                "intermediate": shape.intermediate_size,
+                "vocabulary": 50257 if config.tokenize.tokenizer != "train" else config.tokenize.vocab_size,
+                "batch": train.batch_size,
+                "sequence": shape.max_position_embeddings,
+            }
+            compute = train.compute()
         for name in SIZE:
-            given = getattr(arguments, name.replace("-", "_"))
-            size[name] = size[name] if given is None else given
+            option = getattr(arguments, name.replace("-", "_"))
+            size[name] = size[name] if option is None else option
         self.arguments, self.size = arguments, size
         self.batch, self.sequence = size["batch"], size["sequence"]
         self.compute = Compute(
-            remat=arguments.remat or self.compute.remat,
-            scan=self.compute.scan if arguments.scan is None else arguments.scan,
+            remat=arguments.remat or compute.remat,
+            scan=compute.scan if arguments.scan is None else arguments.scan,
         )
         self.shape = LlamaConfig(
             vocab_size=size["vocabulary"],
@@ -101,8 +94,8 @@ class Work:
             max_position_embeddings=size["sequence"],
             tie_word_embeddings=False,
         )
-        self.peak = self.device()
-        self.columns = ["MFU, PaLM", "MFU, causal"] if self.peak else []
+        self.accelerator = self.device()
+        self.columns = ["MFU, PaLM", "MFU, causal"] if self.accelerator else []
 
     def title(self, rounds: int) -> str:
         s = self.size
@@ -116,21 +109,23 @@ class Work:
         """The accelerator that this runs on, as PyTorch names it, in a process of its own; None on a CPU."""
         from model.accelerators import accelerator
 
-        asked = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-        name = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+        code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+        name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
         return accelerator(name) if name else None
 
     def utilisation(self, tokens_per_second: Spread) -> list[str]:
         """Model FLOPs utilisation: the operations the model needs, over those the devices could have done."""
         from model.accelerators import flops_per_token
 
-        if not self.peak:
+        if not self.accelerator:
             return []
-        most = self.arguments.fsdp * self.peak.flops
+        peak = self.arguments.fsdp * self.accelerator.flops
         needed = [flops_per_token(self.shape, self.sequence, causal=causal) for causal in (False, True)]
-        return [f"{100 * tokens_per_second.median * each / most:.1f} %" for each in needed]
+        return [f"{100 * tokens_per_second.median * each / peak:.1f} %" for each in needed]
 
-    def peer(self, name: str) -> Callable[[], dict[str, float]]:
+    def peer(self, name: str) -> Work:
+        if name not in TORCH + KODA:
+            raise ValueError(f"there is no such peer; the peers are {', '.join(TORCH + KODA)}")
         framework, dtype, *more = name.split()
         step = self.torch(dtype, *more) if framework == "torch" else self.koda(dtype, *more)
 
@@ -152,9 +147,13 @@ class Work:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from model.export.hf_config import to_hf_config
+
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = LlamaConfig(**self.shape.to_dict(), attn_implementation="sdpa", use_cache=False)
-        model = LlamaForCausalLM(config).to(device)
+        # No padding token: its embedding would be a constant.
+        fields = to_hf_config(self.shape, end=0, dtype="float32") | {"pad_token_id": None, "use_cache": False}
+        model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa")).to(device)
+        assert model.num_parameters() == self.shape.parameters, "the peers have different shapes"
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
         forward = torch.compile(model) if compiled else model
         tokens = torch.from_numpy(self.rows().astype("int64")).to(device)

@@ -1,6 +1,6 @@
-"""Faults that only the training process itself can have, asked for by files in the folder that $KODA_CHAOS names.
+"""Faults inside the training process, switched on by files in the folder that $KODA_CHAOS names.
 
-Python imports this module in every process whose PYTHONPATH has its folder: `bench/chaos.py` sets that, nobody else.
+Python imports this module in every process whose PYTHONPATH has its folder; only `bench/chaos.py` sets that.
 
     nan        [first, last): the batches of these numbers give a loss that is not a number
     in-save    the next save is killed between its arrays and its commit file; the file is removed first
@@ -32,7 +32,7 @@ def poison() -> None:
     Batches.part = poisoned
 
 
-def fall_before_commit() -> None:
+def kill_before_commit() -> None:
     from model import arrays
 
     write_json = arrays.write_json
@@ -55,7 +55,7 @@ if FOLDER.is_dir() and "model.training" in " ".join(getattr(sys, "orig_argv", []
         if name == "model.training.loop":
             builtins.__import__ = real
             poison()
-            fall_before_commit()
+            kill_before_commit()
         return module
 
     builtins.__import__ = watching
