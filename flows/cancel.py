@@ -1,7 +1,7 @@
-"""A run that is to be cancelled ends as cancelled, whoever it hears that from.
+"""A run that is to be cancelled ends as cancelled, with a worker or without.
 
-Prefect's worker listens for a run's cancel. It stops listening after some 40 s without a server, and one that is killed
-tells its runs nothing but SIGTERM, which alone is a crash, and crashed runs are started again.
+Prefect's worker listens for a run's cancel. It stops after some 40 s without a server, and a worker that is killed
+sends its runs only SIGTERM, which alone is a crash, and crashed runs are restarted. So the run itself looks too.
 """
 
 import contextlib
@@ -20,38 +20,38 @@ def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
     """A flow's function that ends by itself once its run is to be cancelled, and then returns Prefect's Cancelled."""
 
     @functools.wraps(function)
-    def heeding(*arguments: Any, **named: Any) -> Any:
+    def wrapped(*arguments: Any, **named: Any) -> Any:
         from prefect.exceptions import TerminationSignal
         from prefect.runtime import flow_run
         from prefect.settings import PREFECT_API_URL
         from prefect.states import Cancelled
 
         if PREFECT_API_URL.value() is None:
-            return function(*arguments, **named)  # the run has a server of its own, where nobody cancels anything
+            return function(*arguments, **named)  # the run has a server of its own, where nothing is cancelled
         number = flow_run.id
         with _watched(number):
             try:
                 return function(*arguments, **named)
             except TerminationSignal:
                 if _to_be_cancelled(number):
-                    return Cancelled(message="It saved what it had, and left.")
+                    return Cancelled(message="It saved, and ended.")
                 raise
 
-    return heeding
+    return wrapped
 
 
 @contextlib.contextmanager
 def _watched(number: str | None) -> Iterator[None]:
     """While the block lasts, look whether the run is to be cancelled; if it still is at the next look, SIGTERM.
 
-    None is sent where one has come from elsewhere: it would fall into the save.
+    It sends none where one came from elsewhere: that would interrupt the save.
     """
     done = threading.Event()
-    prefects: Any = signal.getsignal(signal.SIGTERM)
+    previous: Any = signal.getsignal(signal.SIGTERM)
 
-    def told(*arguments: Any) -> None:
+    def on_sigterm(*arguments: Any) -> None:
         done.set()
-        prefects(*arguments)
+        previous(*arguments)
 
     def watch() -> None:
         looks = 0
@@ -61,17 +61,17 @@ def _watched(number: str | None) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGTERM, on_sigterm)
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        signal.signal(signal.SIGTERM, prefects)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _to_be_cancelled(number: str | None) -> bool:
-    """What the server says now; no answer is no."""
+    """The state that the server has now; no answer counts as no."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

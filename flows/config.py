@@ -30,7 +30,7 @@ class RunConfig(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     about: About = Field(default_factory=About)
-    """What exports and cards say about the model."""
+    """What exports and model cards state about the model."""
     model: Model = Field(default_factory=Model)
     """The network's shape."""
     tokenize: Tokenize = Field(default_factory=Tokenize)
@@ -44,7 +44,7 @@ class RunConfig(Section):
     convert: Convert = Field(default_factory=Convert)
     """Exports to the runtimes that people use."""
     evaluate: Evaluate = Field(default_factory=Evaluate)
-    """What the model is worth."""
+    """Measuring the model."""
     publish: Publish = Field(default_factory=Publish)
     """Where the exports go."""
 
@@ -83,13 +83,13 @@ def parsed(pairs: dict[str, str]) -> Settings:
     >>> parsed({"pretrain.steps": "200"})
     {'pretrain': {'steps': 200}}
     """
-    found: Settings = {}
+    settings: Settings = {}
     for key, text in pairs.items():
         section, _, name = key.partition(".")
         if not name:
             raise KodaError(f"--set {key}: settings are named section.key; the sections are {', '.join(_sections())}.")
-        found.setdefault(section, {})[name] = _value(text)
-    return found
+        settings.setdefault(section, {})[name] = _value(text)
+    return settings
 
 
 def load(preset: str, settings: Settings | None = None, run: Path | None = None) -> RunConfig:
@@ -173,6 +173,6 @@ def _explain(problem: Any) -> str:
     return f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(word), known, 1)
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {near[0]}?)" if near else ""

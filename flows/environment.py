@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.errors import KodaError
-from tasks.run import root
+from tasks.runs.paths import root
 
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect takes
 SETTINGS = {
@@ -15,11 +15,11 @@ SETTINGS = {
     # 22 to 28 s were seen on a fresh database; Prefect itself waits 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
-    # The newer UI asks amplitude.com for orders at every page, whatever analytics are set to; the older asks nobody.
+    # The newer UI sends requests to amplitude.com from every page, whatever analytics are set to; the older sends none.
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-    "PREFECT_WORKER_QUERY_SECONDS": "5",  # until the worker asks again whether a run is due
+    "PREFECT_WORKER_QUERY_SECONDS": "5",  # between two looks of the worker for due runs
     # Runs wait for each other here, and that is not late. With 200 waiting, marking them kept SQLite locked for
     # minutes: a new run took seconds to enter, and events that automations wait for were lost.
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
@@ -39,7 +39,7 @@ def set_environment(quiet: bool) -> None:
     home = Path(os.environ.setdefault("PREFECT_HOME", str(ours)))
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if home == ours and home.stat().st_uid == os.getuid():  # of an earlier version
-        home.chmod(0o700)  # the database in it holds the secrets of blocks, and the key to them
+        home.chmod(0o700)  # the database in it has the secrets of blocks, and the key to them
 
 
 @contextmanager

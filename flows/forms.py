@@ -1,4 +1,4 @@
-"""What the Prefect UI asks before a run: the settings with their titles, their meaning and their bounds."""
+"""The form that the Prefect UI shows before a run: the settings with their titles, descriptions and bounds."""
 
 import json
 import tomllib
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from flows.config import RunConfig, Settings, presets
-from tasks.run import NAME
+from tasks.runs.paths import NAME
 
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 
@@ -50,16 +50,16 @@ def _section(name: str) -> dict[str, Any]:
 
 def _setting(section: str, key: str, schema: dict[str, Any]) -> dict[str, Any]:
     described, default = schema.pop("description", ""), schema.pop("default", None)
-    said = [f"Default {_value(default)}"]
-    said += [f"{name} {_value(of[section][key])}" for name, of in _presets().items() if key in of.get(section, {})]
-    said += [f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema]
-    if schema.get("type") == "boolean":  # the UI's switch has no third place: left alone, it would say no
+    values = [f"Default {_value(default)}"]
+    values += [f"{name} {_value(of[section][key])}" for name, of in _presets().items() if key in of.get(section, {})]
+    values += [f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema]
+    if schema.get("type") == "boolean":  # the UI's switch has no third state: left alone, it would mean no
         del schema["type"]
         schema["enum"] = [True, False]
     for one in schema.get("anyOf", ()):
         one["title"] = {"string": "One", "object": "Several"}[one["type"]]
     title = key.replace("_", " ").capitalize()
-    return {**schema, "title": title, "description": f"{' '.join(described.split())}\n\n{'; '.join(said)}"}
+    return {**schema, "title": title, "description": f"{' '.join(described.split())}\n\n{'; '.join(values)}"}
 
 
 def _value(value: Any) -> str:

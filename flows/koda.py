@@ -12,11 +12,12 @@ from tasks.checkpoint import checkpoint
 from tasks.convert import convert
 from tasks.evaluate import evaluate
 from tasks.extend import extend
-from tasks.page import links
 from tasks.pretrain import pretrain
 from tasks.publish import publish
-from tasks.report import report
-from tasks.run import STAGES, Reached, Run, folder_of
+from tasks.reports.run_report import report
+from tasks.reports.training_page import links
+from tasks.runs.paths import STAGES, folder_of
+from tasks.runs.run import Reached, Run
 from tasks.sft import sft
 from tasks.tokenize import tokenize
 
@@ -30,12 +31,12 @@ def pipeline(
     until: Annotated[str, field("Until", list(STAGES))] = "",
     settings: form() = None,  # type: ignore[valid-type]  # made from the configuration
 ) -> None:
-    """Text to a published model: every stage, each skipped if its result already stands.
+    """Text to a published model: every stage, each skipped if its result is up to date.
 
     Args:
         preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
         name: the run's name; everything it makes lies in runs/NAME.
-        start: build this stage and those after it anew.
+        start: rebuild this stage and those after it.
         until: end with this stage.
         settings: what to change; what is left empty is as the preset or the run has it.
     """
@@ -51,4 +52,4 @@ def pipeline(
             exports = convert(run, c.convert, c.about, long, chat, tokens)
             scores = evaluate(run, c.evaluate, long, base, tokens)
             publish(run, c.publish, c.about, exports, scores, long, tokens)
-        report(run.folder)  # inside, so that a life which ends here counts as one that died
+        report(run.folder)  # inside, so that an attempt that dies here counts as one that died

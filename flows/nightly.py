@@ -8,7 +8,7 @@ from flows.cancel import cancellable
 from flows.config import load
 from flows.forms import field
 from tasks.nightly import measure, run_to_measure
-from tasks.progress import say
+from tasks.progress import log_line
 
 
 @flow(name="koda", flow_run_name="nightly {name}", validate_parameters=False)
@@ -19,16 +19,16 @@ def nightly_eval(
     wait_hours: Annotated[float, field("Wait, hours", ge=0)] = 6.0,
 ) -> None:
     """Evaluate a run's newest checkpoint, or its published model, compare with the nights before, and fail where it is
-    significantly worse. Adds a line to runs/NAME/nightly/history.jsonl. What is asked stands in the run's own
-    settings, section evaluate.
+    significantly worse. Adds a line to runs/NAME/nightly/history.jsonl. The run's own settings, section
+    evaluate, decide what is measured.
 
     Args:
-        name: the run; empty: the one in training, or else the one that was begun last.
+        name: the run; empty: the one in training, or else the one that began last.
         memory_gb: memory that the evaluation may take, in GB; a training beside it keeps the rest.
         wait_hours: how long it waits for a free GPU, where the machine has any.
     """
     folder = run_to_measure(name)
     if folder is None:
-        say("no run has weights yet: there is nothing to evaluate")
+        log_line("no run has weights yet: there is nothing to evaluate")
         return
     measure(folder, load("", run=folder).evaluate, memory_gb, wait_hours)

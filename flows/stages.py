@@ -6,34 +6,34 @@ from prefect import Flow, flow
 
 from flows.forms import Name, Preset, field, form
 from flows.koda import pipeline
-from tasks.run import existing
+from tasks.runs.paths import existing
 
 
 def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = False) -> Flow[Any, Any]:
     """The pipeline up to the stage `until`, or to `stage` itself, with the settings of these sections in its form.
 
-    `begins`: it may begin a run; any other wants one that has begun, whose settings it goes on with.
+    `begins`: it may begin a run; the others need an existing one, and keep its settings.
     """
     last = until or stage
 
     def stages(
         name: Name = "tiny",
         preset: Preset = "",
-        anew: Annotated[bool, field("Anew")] = False,
+        rebuild: Annotated[bool, field("Rebuild")] = False,
         settings: form(*sections) = None,  # type: ignore[valid-type]  # made from the configuration
     ) -> Any:
         if not begins:
             existing(name)
-        return pipeline.fn(preset=preset, name=name, start=stage if anew else "", until=last, settings=settings)
+        return pipeline.fn(preset=preset, name=name, start=stage if rebuild else "", until=last, settings=settings)
 
     stages.__doc__ = f"""{what}
 
-    A stage before it whose result stands is skipped; one whose settings changed is built again.
+    A stage before it whose result is up to date is skipped; one whose settings changed is built again.
 
     Args:
         name: the run's name; everything it makes lies in runs/NAME.
         preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings{", or tiny's for a new run" * begins}.
-        anew: build it although its result stands.
+        rebuild: build it again although its result is up to date.
         settings: what to change; what is left empty is as the preset or the run has it.
     """
     return flow(name="koda", flow_run_name=f"{{name}} · {stage}", validate_parameters=False)(stages)

@@ -1,19 +1,19 @@
-"""What accelerators can do, and what a token of a model costs them."""
+"""Peak compute and memory of accelerators, and the operations that a model needs per token."""
 
 from typing import NamedTuple
 
 from model.config import LlamaConfig
 
 GIB = 2**30
-USABLE = 0.92  # of a device's memory: the rest goes to the driver, the collectives, and holes between buffers
+USABLE = 0.92  # of a device's memory: the rest goes to the driver, the collectives, and gaps between buffers
 
 
 class Accelerator(NamedTuple):
-    """One device. Figures are the maker's, for dense matrix products in bfloat16; memory is what the driver shows."""
+    """One device: the maker's figures for dense matrix products in bfloat16, and the memory that the driver reports."""
 
     flops: float  # peak, per second
     memory: float  # bytes
-    dollars: float  # an hour; a usual price on demand in 2025, an assumption and not a quotation
+    dollars: float  # per hour; a usual price on demand in 2025, an assumption and not a quotation
 
 
 ACCELERATORS = {
@@ -29,21 +29,21 @@ ACCELERATORS = {
 
 
 def accelerator(device_kind: str) -> Accelerator | None:
-    """The accelerator that JAX or PyTorch calls so ("NVIDIA H100 80GB HBM3"); None for one that is not known.
+    """The accelerator of a device name from JAX or PyTorch ("NVIDIA H100 80GB HBM3"); None for an unknown one.
 
-    The PCIe form of the H100 is slower, and is not taken for the other.
+    The PCIe form of the H100 is slower than the SXM form, and has its own figure.
     """
     if "PCIe" in device_kind and "H100" in device_kind:
         return ACCELERATORS["H100"]._replace(flops=756e12)
-    return next((known for name, known in ACCELERATORS.items() if name in device_kind), None)
+    return next((device for name, device in ACCELERATORS.items() if name in device_kind), None)
 
 
 def flops_per_token(shape: LlamaConfig, sequence: int, *, causal: bool = False) -> float:
     """Floating-point operations of one training step per token, forward and backward, without recomputation.
 
     PaLM's convention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): 6 N + 12 L · heads · head_dim · T. N is the
-    number of weights in matrix products: the head counts, the table that tokens are looked up in does not. `causal`
-    counts attention's upper triangle as the zero work that it is.
+    number of weights in matrix products: the head counts, an embedding that is only looked up does not. With `causal`
+    the masked half of attention counts as no work.
     """
     embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
     attention = 12 * shape.num_hidden_layers * shape.hidden_size * sequence

@@ -1,7 +1,7 @@
-"""Named arrays on disk: Orbax for the bytes, and a commit file that says they are whole.
+"""Named arrays on disk: Orbax for the bytes, and a commit file that marks them as complete.
 
-A folder counts once `COMMIT.json` is in it. It is renamed into place after the last byte is written, and holds what the
-arrays should be: shape, type and checksum of each, beside the facts that the writer adds.
+A folder is valid once `COMMIT.json` is in it. The file is renamed into place after the last byte is written. It records
+the shape, type and checksum of each array, and the facts that the writer adds.
 """
 
 import shutil
@@ -19,21 +19,21 @@ from model.files import disk_full, read_json, write_json
 
 COMMIT = "COMMIT.json"
 ARRAYS = "arrays"
-TOGETHER = 128_000_000  # bytes handed to Orbax at once: it holds nearly twice as much while it writes them
+PART_BYTES = 128_000_000  # of the arrays that Orbax writes at once: it needs nearly twice as much memory for them
 
 
-class Broken(Exception):
-    """A folder of arrays that is not what its commit file says; the message names what is wrong."""
+class Corrupt(Exception):
+    """A folder of arrays that does not match its commit file; the message names the difference."""
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their path, `layers/attention/query/kernel`: names that outlive any container type."""
+    """The leaves of a pytree by their path, `layers/attention/query/kernel`: the same in every container type."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(template: Any, arrays: dict[str, Any]) -> Any:
-    """A pytree like `template`, with the leaves of these names."""
+    """A pytree like `template`, with these arrays as its leaves."""
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), [arrays[k] for k in flatten(template)])
 
 
@@ -48,21 +48,21 @@ def checksum(array: np.ndarray) -> int:
 
 
 def write(folder: Path, tree: Any, *, verify: bool = False, **facts: Any) -> None:
-    """Write the arrays of `tree` and then the commit file; what stood at `folder` is replaced.
+    """Write the arrays of `tree` and then the commit file; `folder` is replaced.
 
-    With `verify` they are read back before the commit. Raises Broken for numbers that are not finite, or where what is
-    read is not what was written.
+    With `verify` the arrays are read back before the commit. Raises Corrupt for numbers that are not finite, and for
+    arrays that are not read back as they were written.
     """
     _write(folder, flatten(tree), verify, facts)
 
 
 def _write(folder: Path, named: dict[str, Any], verify: bool, facts: dict[str, Any]) -> None:
-    """Empties `named` as it goes, so that memory falls while the disk fills."""
+    """Removes each array from `named` once it is written, so that its memory is freed early."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, leaf in named.items():
         array = np.asarray(leaf)
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():
-            raise Broken(f"{name} holds numbers that are not finite; such a state is never saved")
+            raise Corrupt(f"{name} holds numbers that are not finite; such a state is never saved")
     described: dict[str, dict[str, Any]] = {}
     for part, names in enumerate(list(_parts(named))):
         arrays = {name: np.asarray(named.pop(name)) for name in names}
@@ -77,7 +77,7 @@ def _write(folder: Path, named: dict[str, Any], verify: bool, facts: dict[str, A
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax for one process: as one of several, it would wait for the others at every step."""
+    """Orbax for this process alone: as one of several, it would wait for the others at every step."""
     number = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process{number}"
@@ -87,13 +87,13 @@ def _orbax() -> ocp.Checkpointer:
 
 def _parts(named: dict[str, Any]) -> Iterator[list[str]]:
     names: list[str] = []
-    held = 0
+    total = 0  # bytes
     for name, leaf in named.items():
-        if names and held + leaf.nbytes > TOGETHER:
+        if names and total + leaf.nbytes > PART_BYTES:
             yield names
-            names, held = [], 0
+            names, total = [], 0
         names.append(name)
-        held += leaf.nbytes
+        total += leaf.nbytes
     yield names
 
 
@@ -102,20 +102,20 @@ def committed(folder: Path) -> bool:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """The commit file. Raises Broken where there is none."""
+    """The content of the commit file. Raises Corrupt where it cannot be read."""
     try:
         return read_json(folder / COMMIT)
     except (OSError, ValueError):
-        raise Broken(f"{folder} has no readable {COMMIT}: its save never ended") from None
+        raise Corrupt(f"{folder} has no readable {COMMIT}: its save did not finish") from None
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays of a folder by name. Raises Broken, naming the first that is not what the commit file says."""
+    """All arrays of a folder by name. Raises Corrupt for the first that does not match the commit file."""
     return dict(read_parts(folder, facts(folder)["arrays"]))
 
 
 def read_parts(folder: Path, described: dict[str, dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array with its name, once it is known to be the one described."""
+    """Every described array with its name, each after its checks. Raises Corrupt for one that does not match."""
     for part in sorted({a["part"] for a in described.values()}):
         expected = {name: a for name, a in described.items() if a["part"] == part}
         like = {name: jax.ShapeDtypeStruct(tuple(a["shape"]), a["dtype"]) for name, a in expected.items()}
@@ -127,23 +127,23 @@ def read_parts(folder: Path, described: dict[str, dict[str, Any]]) -> Iterator[t
                     args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy),
                 )
         except MemoryError:
-            raise  # the folder is not to blame
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-            raise Broken(f"{folder} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise  # too little memory does not make the folder corrupt
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a corrupt folder
+            raise Corrupt(f"{folder} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
         for name, description in expected.items():
             array = arrays.pop(name)
             if list(array.shape) != description["shape"] or array.dtype.name != description["dtype"]:
-                raise Broken(f"{folder}: {name} is {array.dtype} {array.shape}, the commit file says {description}")
+                raise Corrupt(f"{folder}: {name} is {array.dtype} {array.shape}, the commit file has {description}")
             if checksum(array) != description["crc32"]:
-                raise Broken(f"{folder}: the checksum of {name} is not the one it was saved with")
+                raise Corrupt(f"{folder}: the checksum of {name} is not the one it was saved with")
             yield name, array
 
 
 class Background(threading.Thread):
-    """A write that goes on while the caller does something else; `join` raises what it raised."""
+    """A write in a background thread; `join` raises the write's error."""
 
     def __init__(self, folder: Path, named: dict[str, np.ndarray], *, verify: bool = False, **facts: Any):
-        """`named` belongs to the write from now on."""
+        """The write empties `named`: the caller must not use it any more."""
         super().__init__(name=f"write {folder}")
         self._named, self._folder, self._verify, self._facts = named, folder, verify, facts
         self.error: Exception | None = None
@@ -154,7 +154,7 @@ class Background(threading.Thread):
             _write(self._folder, self._named, self._verify, self._facts)
         except Exception as error:
             self.error = error
-            if disk_full(error):  # half a checkpoint would keep the room that the next one needs
+            if disk_full(error):  # the next checkpoint needs the space that half of this one takes
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def join(self, timeout: float | None = None) -> None:

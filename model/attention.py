@@ -1,7 +1,7 @@
 """Causal grouped-query attention (Vaswani et al. 2017; Ainslie et al. 2023), in the form that each backend runs best.
 
 Letters in names: B batch, T query time, S key time, H query heads, K key/value heads, G query heads per key/value
-head, A head size.
+head, X queries of a group (G · T), A head size.
 """
 
 from typing import NamedTuple
@@ -9,15 +9,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Queries taken together: the scores above the diagonal are mostly never computed then, and never all held at once.
+# The scores of a whole row would fill memory, half of them above the diagonal. In blocks of so many queries, most of
+# that half is never computed, and one block's scores are in memory at a time.
 BLOCK, GPU_BLOCK = 64, 512
-MASKED = -1e30  # finite, so that a row without a key gives no NaN
+MASKED = -1e30  # finite, so that a row whose keys are all masked gives no NaN
 
 
 class Segments(NamedTuple):
     """Which positions of a row belong together, `[batch, time]` integers: attention stays within a segment.
 
-    Where `branches_BT` are given, branch 0 is a segment's stem, and each other branch goes on from it without seeing
+    Where `branches_BT` is set, branch 0 is a segment's prefix. Each other branch continues the prefix and cannot see
     its siblings.
     """
 
@@ -25,7 +26,7 @@ class Segments(NamedTuple):
     branches_BT: jax.Array | None = None
 
     def visible(self, queries: slice, keys: slice) -> jax.Array:
-        """`[batch, queries, keys]` bool: what may be seen, were it not for the time."""
+        """`[batch, queries, keys]` bool: the mask of segments and branches, without the causal mask."""
         mask_BTS = self.segments_BT[:, queries, None] == self.segments_BT[:, None, keys]
         if self.branches_BT is not None:
             branches_BS = self.branches_BT[:, None, keys]
@@ -34,20 +35,21 @@ class Segments(NamedTuple):
 
 
 def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Segments | None = None) -> jax.Array:
-    """Each position attends to itself and what came before it; with `segments`, only to what it may see there.
+    """Each position attends to itself and to earlier ones; with `segments`, only within its segment and branch.
 
     Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
     """
-    gpu, size = jax.default_backend() == "gpu", q_BTHA.shape[-1]
-    # What cuDNN has kernels for: without a mask, and with heads of these sizes on every GPU that has any.
-    if gpu and segments is None and q_BTHA.dtype in (jnp.bfloat16, jnp.float16) and size <= 128 and size % 8 == 0:
+    gpu, head_dim = jax.default_backend() == "gpu", q_BTHA.shape[-1]
+    half = q_BTHA.dtype in (jnp.bfloat16, jnp.float16)
+    # cuDNN has kernels without a mask, and for heads of these sizes on every GPU that it supports.
+    if gpu and segments is None and half and head_dim <= 128 and head_dim % 8 == 0:
         return jax.nn.dot_product_attention(q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn")
-    # A GPU has less memory and more arithmetic: there the backward pass computes a block's scores again.
-    block, taken = (jax.checkpoint(_block, static_argnums=(4, 5)), GPU_BLOCK) if gpu else (_block, BLOCK)
+    # A GPU has less memory and more compute than a CPU: its backward pass recomputes a block's scores.
+    block, size = (jax.checkpoint(_block, static_argnums=(4, 5)), GPU_BLOCK) if gpu else (_block, BLOCK)
     return jnp.concatenate(
         [
-            block(q_BTHA, k_BTKA, v_BTKA, segments, start, min(start + taken, q_BTHA.shape[1]))
-            for start in range(0, q_BTHA.shape[1], taken)
+            block(q_BTHA, k_BTKA, v_BTKA, segments, start, min(start + size, q_BTHA.shape[1]))
+            for start in range(0, q_BTHA.shape[1], size)
         ],
         axis=1,
     )
@@ -56,9 +58,9 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Se
 def _block(
     q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Segments | None, start: int, stop: int
 ) -> jax.Array:
-    """Attention of the queries `start … stop` over the keys they may see."""
-    visible = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
-    mask_BTS = visible[None]
+    """Attention of the queries `start … stop` over the keys that they may see."""
+    causal_TS = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
+    mask_BTS = causal_TS[None]
     if segments is not None:
         mask_BTS = mask_BTS & segments.visible(slice(start, stop), slice(stop))
     return grouped_attention(q_BTHA[:, start:stop], k_BTKA[:, :stop], v_BTKA[:, :stop], mask_BTS)

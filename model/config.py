@@ -22,8 +22,8 @@ class LlamaConfig:
     max_position_embeddings: int
     rope_theta: float = 10000.0
     rope_scaling: Literal["none", "linear", "yarn"] = "none"  # how positions beyond rope_original_context are reached
-    rope_factor: float = 1.0  # how many times as far, where they are scaled
-    rope_original_context: int = 0  # positions that were trained before
+    rope_factor: float = 1.0  # the longer context over the original one, where positions are scaled
+    rope_original_context: int = 0  # tokens; the context that the model was trained on before scaling
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     qk_norm: bool = False  # RMSNorm on each query and key head; transformers' Llama has none
@@ -54,7 +54,7 @@ class LlamaConfig:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the network holds; a tied embedding counts once."""
+        """Number of parameters; a tied embedding counts once."""
         width, kv_width = self.hidden_size, self.num_key_value_heads * self.head_dim
         attention = 2 * width * width + 2 * width * kv_width
         block = attention + 3 * width * self.intermediate_size + 2 * width + 2 * self.head_dim * self.qk_norm
@@ -67,14 +67,14 @@ class LlamaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the network is computed; it changes speed and memory, and never the shape of a checkpoint."""
+    """How the network is computed. It changes speed and memory, never the shape of a checkpoint."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     scan: bool = False
 
 
-# PEFT's names of the matrices (transformers' module names), and where they stand in a Block.
+# PEFT's names of the matrices (transformers' module names), and the attributes of a Block that they are.
 LORA_TARGETS = {
     "q_proj": ("attention", "query"),
     "k_proj": ("attention", "key"),

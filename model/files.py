@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or not there."""
 
 import errno
 import fcntl
@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,39 +19,65 @@ CHECKSUMS = "CHECKSUMS"
 
 
 @contextmanager
-def finished(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that gets its name only when the block ends well.
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that gets its name only when the block ends without an error.
 
-    It is written beside its place, flushed to disk and renamed. If the block fails, what stood there before still does.
+    It is written to a temporary file in the same folder, flushed to disk and renamed. If the block fails, the previous
+    file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `finished` was writing below `folder` when its process was killed; nobody else may write there."""
+    """Remove the temporary files that a killed `atomic_write` left below `folder`, where no other process may write."""
     for path in folder.rglob(".*"):
         if path.suffix[1:].isdecimal() and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON a person can read; whole or not at all."""
-    with finished(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+    """Write `value`, JSON or dataclasses, as JSON that a person can read; whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, default=asdict)
         file.write("\n")
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append one JSON line in a single write, so that the lines of two writers never mix.
+
+    On a full disk the line is lost: a log must not stop the work.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write((json.dumps(line) + "\n").encode())
+    except OSError as error:
+        if not disk_full(error):
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, none where there is no file; a line that a crash cut short is left out."""
+    lines = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    return lines
 
 
 def sha256(path: Path) -> str:
@@ -67,41 +94,41 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Let the files of folder `source` stand in `target` too, without a second copy where the disk can do that.
+    """Add the files of folder `source` to `target`, as hard links where the file system has them, else as copies.
 
-    Both sides must hold them as they are: a file is changed by putting another in its place.
+    A linked file must never be changed in place: replace it by a new one.
     """
 
-    def one(here: str, there: str) -> None:
+    def link_file(here: str, there: str) -> None:
         try:
             os.link(here, there)
-        except OSError:  # another disk, or one that knows no links
+        except OSError:  # another file system, or one without hard links
             shutil.copyfile(here, there)
 
-    shutil.copytree(source, target, copy_function=one, dirs_exist_ok=True)
+    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file of a folder in it, in the form that `sha256sum --check` reads."""
+    """Write CHECKSUMS, the SHA-256 of every file of a folder, into it, in the form that `sha256sum --check` reads."""
     sums = "".join(f"{facts['sha256']}  {path}\n" for path, facts in listing(folder).items())
-    with finished(folder / CHECKSUMS) as file:
+    with atomic_write(folder / CHECKSUMS) as file:
         file.write(sums)
 
 
 def checksums(path: Path) -> dict[str, str]:
-    """What `write_checksums` noted: each file's hash. Raises KodaError for a line of another form."""
-    found = {}
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as file names that are not UTF-8 are held
+    """Each file's hash by its path, from a file of `write_checksums`. Raises KodaError for a line of another form."""
+    hashes = {}
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")  # Python's form of file names that are not UTF-8
     for number, line in enumerate(text.splitlines(), 1):
         digest, gap, name = line.partition("  ")
         if len(digest) != 64 or not gap or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise KodaError(f"{path}, line {number}: not a SHA-256, two spaces and a file of this folder.")
-        found[name] = digest
-    return found
+        hashes[name] = digest
+    return hashes
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put folder `new` in the place of `old`; a moment without either is the most that a crash can leave."""
+    """Move folder `new` to the place of `old`. A crash in between leaves `new` complete, and nothing at `old`."""
     aside = old.with_name(f".{old.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
@@ -110,11 +137,11 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[str]:
-    """Lock a file for as long as it stays open, and note in it who did; one that another process holds is waited for.
+def lock_file(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[str]:
+    """Lock a file until it is closed, and write the owner into it: this process, `known_as` and the time.
 
-    `known_as`: what else the process goes by, beside its number. Raises KodaError after so many `seconds`, saying who
-    holds it and since when.
+    `what` names the locked thing in the error. Raises KodaError, with the other owner and its time, where another
+    process keeps the lock for longer than `seconds`.
     """
     file = path.open("a+", encoding="utf-8")
     deadline = time.monotonic() + seconds
@@ -127,9 +154,9 @@ def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[
                 time.sleep(0.05)
                 continue
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        owner = file.read().strip() or "another process"
         file.close()
-        raise KodaError(f"{what} is being worked on by {holder}. Wait for it, or give this run another --name.")
+        raise KodaError(f"{what} is locked by {owner}. Wait for it, or give this run another --name.")
     file.truncate(0)
     also = f" ({known_as})" if known_as else ""
     file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}{also}\n")
@@ -137,10 +164,10 @@ def hold(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[
     return file
 
 
-def held(path: Path) -> bool:
-    """Does another process hold this lock?"""
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked this file."""
     try:
-        with path.open() as file:  # for reading: NFS gives no shared lock on a file that is open for writing alone
+        with path.open() as file:  # NFS refuses a shared lock on a file that is open for writing only
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -150,8 +177,10 @@ def held(path: Path) -> bool:
 
 
 def disk_full(error: Exception) -> bool:
-    """Did a write fail for want of room, here or in a process whose last words these are?"""
+    """Whether a write failed because the disk is full, here or in a process that ended with this error message."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    words = str(error)
-    return "No space left on device" in words or ("requested and" in words and "written" in words)  # numpy's tofile
+    message = str(error)
+    if "No space left on device" in message:
+        return True
+    return "requested and" in message and "written" in message  # numpy's tofile

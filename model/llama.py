@@ -1,7 +1,7 @@
 """The network: a LLaMA-style decoder (Touvron et al. 2023, arXiv:2302.13971) in Flax NNX.
 
-Letters in names: B batch, T time, D model width, F feed-forward width, H query heads, K key/value heads, A head size,
-V vocabulary, L layers.
+Letters in names: B batch, T time, S positions of the cache, D model width, F feed-forward width, H query heads,
+K key/value heads, X either heads, A head size, P rotary pairs (A / 2), V vocabulary, L layers.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from model.attention import Segments, attend, grouped_attention
 from model.config import Compute, LlamaConfig
 from model.matmul import matmul
 from model.rope import angles, attention_scale, frequencies, rotate
-from model.sharding import keep_rows
+from model.sharding import shard_rows
 
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -35,7 +35,7 @@ class Cache(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x · W without a bias, and beside it the low-rank update of LoRA where one was added (model/lora.py)."""
+    """x · W without a bias, plus LoRA's low-rank update where one was added (model/lora.py)."""
 
     def __init__(self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
@@ -69,28 +69,29 @@ class Attention(nnx.Module):
         self.key = Linear(width, kv_width, std, rngs=rngs)
         self.value = Linear(width, kv_width, std, rngs=rngs)
         self.out = Linear(width, width, std / (2 * config.num_hidden_layers) ** 0.5, rngs=rngs)
-        # One scale for all heads (Dehghani et al. 2023, arXiv:2302.05442): it bounds the scores in long runs.
+        # Attention scores can grow without bound in long runs; these norms bound them, with one scale for all heads
+        # (Dehghani et al. 2023, arXiv:2302.05442).
         norms = [RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)]
         self.query_norm, self.key_norm = map(nnx.data, norms)
 
-    def project(self, x_BTD: jax.Array, angles_BTF: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x_BTD: jax.Array, angles_BTP: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTHA, k_BTKA, v_BTKA = (
             linear(x_BTD).reshape(*x_BTD.shape[:2], -1, self.head_dim) for linear in (self.query, self.key, self.value)
         )
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHA, k_BTKA = self.query_norm(q_BTHA), self.key_norm(k_BTKA)
-        q_BTHA, k_BTKA = (rotate(x_BTXA, angles_BTF, self.rope_scale) for x_BTXA in (q_BTHA, k_BTKA))
+        q_BTHA, k_BTKA = (rotate(x_BTXA, angles_BTP, self.rope_scale) for x_BTXA in (q_BTHA, k_BTKA))
         return q_BTHA, k_BTKA, v_BTKA
 
-    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments: Segments | None) -> jax.Array:
-        q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTF)
+    def __call__(self, x_BTD: jax.Array, angles_BTP: jax.Array, segments: Segments | None) -> jax.Array:
+        q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTP)
         return self.out(attend(q_BTHA, k_BTKA, v_BTKA, segments).reshape(x_BTD.shape))
 
     def decode(
-        self, x_BTD: jax.Array, angles_BTF: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
+        self, x_BTD: jax.Array, angles_BTP: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attention of T new positions from `start` on, over the cache and themselves; returns the longer cache."""
-        q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTF)
+        """Attention of T new positions, the first at `start`, over the cache and themselves → output, updated cache."""
+        q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTP)
         k_BSKA, v_BSKA = (
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
             for old, new in zip(cache, (k_BTKA, v_BTKA), strict=True)
@@ -110,11 +111,12 @@ class MLP(nnx.Module):
         self.down = Linear(inner, width, std / (2 * config.num_hidden_layers) ** 0.5, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        h_BTF = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(h_BTF)
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each behind a norm and added to the stream."""
+    """One layer: attention and feed-forward, each after a norm and added to the residual stream."""
 
     def __init__(self, config: LlamaConfig, std: float, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -122,25 +124,25 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, std, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, angles_BTF: jax.Array, segments: Segments | None) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_BTF, segments)
+    def __call__(self, x_BTD: jax.Array, angles_BTP: jax.Array, segments: Segments | None) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_BTP, segments)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
     def decode(
-        self, x_BTD: jax.Array, angles_BTF: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
+        self, x_BTD: jax.Array, angles_BTP: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        y_BTD, cache = self.attention.decode(self.attention_norm(x_BTD), angles_BTF, cache, start)
+        y_BTD, cache = self.attention.decode(self.attention_norm(x_BTD), angles_BTP, cache, start)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
 
 
 class Llama(nnx.Module):
-    """Tokens in, logits out. The layers' weights are stacked, `[layers, …]`, whether they are scanned or unrolled."""
+    """Tokens → logits. The layers' weights are stacked, `[layers, …]`, whether they are scanned or unrolled."""
 
     def __init__(self, config: LlamaConfig, compute: Compute | None = None, *, rngs: nnx.Rngs):
         self.config = config
         self.compute = compute or Compute()
-        std = 0.02  # GPT-2's
+        std = 0.02  # GPT-2's (Radford et al. 2019)
 
         @nnx.split_rngs(splits=config.num_hidden_layers)
         @nnx.vmap
@@ -160,27 +162,27 @@ class Llama(nnx.Module):
         return (self.embedding if self.head is None else self.head)[...]
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        # Looked up in float32, so that the gradients of a token that comes often are summed up in float32.
+        # A sum in bfloat16 loses the gradients of a frequent token: the lookup, and so their sum, is in float32.
         return self.embedding[...][tokens_BT].astype(self.compute.dtype)
 
     def hidden(
         self, x_BTD: jax.Array, segments: Segments | None = None, positions_BT: jax.Array | None = None
     ) -> jax.Array:
-        """From embeddings to what the head reads, `[batch, time, d_model]`.
+        """Embeddings → the head's input, both `[batch, time, d_model]`.
 
-        Positions count from the row's start unless they are given, also where segments shut documents off from one
-        another: rotary positions are relative, so that a segment's own offset does not show.
+        Positions count from the row's start unless `positions_BT` is passed. They do so in later segments too: rotary
+        positions are relative, so a segment's offset has no effect.
         """
-        angles_BTF = self.angles(jnp.arange(x_BTD.shape[1])[None] if positions_BT is None else positions_BT)
+        angles_BTP = self.angles(jnp.arange(x_BTD.shape[1])[None] if positions_BT is None else positions_BT)
         graph, stacked_L = nnx.split(self.layers)
 
         def block(x_BTD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, layer)(keep_rows(x_BTD), angles_BTF, segments), None
+            return nnx.merge(graph, layer)(shard_rows(x_BTD), angles_BTP, segments), None
 
         if self.compute.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[self.compute.remat])
         x_BTD, _ = jax.lax.scan(block, x_BTD, stacked_L, unroll=not self.compute.scan)
-        return keep_rows(self.norm(x_BTD))
+        return shard_rows(self.norm(x_BTD))
 
     def angles(self, positions_BT: jax.Array) -> jax.Array:
         return angles(positions_BT, frequencies(self.config))
@@ -193,15 +195,15 @@ class Llama(nnx.Module):
         return self.logits(self.hidden(self.embed(tokens_BT), segments))
 
     def decode(self, tokens_BT: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
-        """Logits of T further tokens after the `start` that the cache holds, and the cache with them in it."""
-        angles_BTF = self.angles(start + jnp.arange(tokens_BT.shape[1])[None])
+        """Logits of T tokens that follow the `start` tokens in the cache, and the cache with the T tokens added."""
+        angles_BTP = self.angles(start + jnp.arange(tokens_BT.shape[1])[None])
         graph, stacked_L = nnx.split(self.layers)
 
         def block(
             x_BTD: jax.Array, layer: tuple[nnx.State, tuple[jax.Array, jax.Array]]
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             state, kv = layer
-            return nnx.merge(graph, state).decode(x_BTD, angles_BTF, kv, start)
+            return nnx.merge(graph, state).decode(x_BTD, angles_BTP, kv, start)
 
         x_BTD, kv_L = jax.lax.scan(block, self.embed(tokens_BT), (stacked_L, (cache.k_LBSKA, cache.v_LBSKA)))
         return self.logits(self.norm(x_BTD)), Cache(*kv_L)

@@ -1,4 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a small trainable update beside each frozen matrix."""
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a small trainable update beside each frozen matrix.
+
+Letters in names: L layers, I inputs, O outputs.
+"""
 
 from collections.abc import Iterator
 
@@ -25,20 +28,20 @@ class Lora(nnx.Module):
 
 
 def adapted(model: Llama, targets: tuple[str, ...]) -> Iterator[tuple[str, Linear]]:
-    """The stacked matrices that go by these PEFT names."""
+    """The stacked matrices with these PEFT names."""
     for name in targets:
         part, matrix = LORA_TARGETS[name]
         yield name, getattr(getattr(model.layers, part), matrix)
 
 
 def add_lora(model: Llama, rank: int, alpha: float, targets: tuple[str, ...], *, rngs: nnx.Rngs) -> None:
-    """Put an update that is still zero beside each target matrix."""
+    """Add an update, zero at the start, beside each target matrix."""
     for _, linear in adapted(model, targets):
         linear.lora = Lora(linear.kernel[...], rank, alpha, rngs=rngs)
 
 
 def merge_lora(model: Llama) -> None:
-    """Add each update into its matrix and take the adapters away; the network's function stays the same."""
+    """Add each update to its matrix and remove the adapters; the network's function stays the same."""
     for _, linear in adapted(model, tuple(LORA_TARGETS)):
         if isinstance(linear.lora, Lora):
             update_LIO = jnp.einsum("lir,lro->lio", linear.lora.a[...], linear.lora.b[...]) * linear.lora.scale

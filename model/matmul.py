@@ -1,4 +1,7 @@
-"""x · W, with a backward pass that XLA computes well on a CPU."""
+"""x · W, with a backward pass that XLA computes well on a CPU.
+
+Letters in names: I inputs, O outputs.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,9 @@ import jax.numpy as jnp
 def matmul(x: jax.Array, kernel_IO: jax.Array) -> jax.Array:
     """`[…, inputs] · [inputs, outputs]`, in the type of `x`.
 
-    The gradient of the kernel needs `x` on its side. Left alone, XLA computes `x` a second time right there, writing
-    it column by column: with SwiGLU's product as `x` that took a third of a whole training step (bench/LOG.md). The
-    barrier has the gradient read the `x` of the forward pass.
+    The gradient of the kernel needs `x` transposed. Without a barrier, XLA recomputes `x` there and writes it column by
+    column: with SwiGLU's product as `x` that took a third of a training step (bench/LOG.md). The barrier makes the
+    gradient read the `x` of the forward pass.
     """
     return x @ kernel_IO.astype(x.dtype)
 

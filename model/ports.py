@@ -2,9 +2,11 @@
 
 import socket
 
+LOOPBACK = "127.0.0.1"
+
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens at, for whoever takes it next."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A free port of the loopback address. It is not reserved: another process may take it first."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -1,8 +1,8 @@
-"""Where each number lies on many devices: a mesh of data × fsdp × tensor, and the partition of each parameter.
+"""Sharding over devices: a mesh of data × fsdp × tensor, and the partition of each parameter.
 
-`data` copies the weights, `fsdp` spreads them and gathers a layer's when it is used (Rajbhandari et al. 2020,
-arXiv:1910.02054), `tensor` splits the matrix products themselves (Shoeybi et al. 2019, arXiv:1909.08053). Rows of a
-batch are spread over data and fsdp. XLA makes the communication from these annotations (Xu et al. 2021,
+`data` replicates the weights, `fsdp` shards them and gathers a layer's weights when it is used (Rajbhandari et al.
+2020, arXiv:1910.02054), `tensor` splits the matrix products themselves (Shoeybi et al. 2019, arXiv:1909.08053). The
+rows of a batch are sharded over data and fsdp. XLA derives the communication from these annotations (Xu et al. 2021,
 arXiv:2105.04663).
 """
 
@@ -19,7 +19,8 @@ from model.errors import KodaError
 
 Tree = TypeVar("Tree")
 ROWS = ("data", "fsdp")
-# By the end of the parameter's path; Muon's and AdamW's moments have the same ends. The layers' axis is never split.
+# By the end of the parameter's path: the paths of Muon's and AdamW's moments end the same way. The layers' axis is
+# never split.
 PARTITIONS = {
     "embedding": P("tensor", "fsdp"),  # [vocabulary, d_model]
     "head": P("tensor", "fsdp"),  # [vocabulary, d_model]
@@ -34,22 +35,28 @@ PARTITIONS = {
 
 
 def make_mesh(fsdp: int, tensor: int) -> Mesh:
-    """All devices, as data × fsdp × tensor; data is what the other two leave over. KodaError if that does not fit."""
+    """A mesh of all devices, data × fsdp × tensor; data takes what the other two leave.
+
+    Raises KodaError where fsdp × tensor does not divide the number of devices.
+    """
     devices = jax.device_count()
     if devices % (fsdp * tensor):
-        raise KodaError(f"fsdp = {fsdp} times tensor = {tensor} does not divide the {devices} devices there are.")
+        raise KodaError(f"fsdp = {fsdp} times tensor = {tensor} does not divide the {devices} devices.")
     shape = (devices // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def nearest(fsdp: int, tensor: int) -> tuple[int, int]:
-    """The two numbers brought down to what the devices of this process allow, where a training had others."""
+    """A training's fsdp and tensor, each lowered to a divisor that fits the devices of this process."""
     fsdp = math.gcd(fsdp, jax.device_count())
     return fsdp, math.gcd(tensor, jax.device_count() // fsdp)
 
 
 def partition(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
-    """The partition of the parameter (or optimizer moment) of this path; an axis that does not divide is not split."""
+    """The partition of the parameter (or optimizer moment) at this path.
+
+    An axis is split only where its size is a multiple of the mesh axis's.
+    """
     spec = next((spec for end, spec in PARTITIONS.items() if name.endswith(end) and len(spec) == len(shape)), P())
     return P(
         *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False))
@@ -59,15 +66,15 @@ def partition(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of a state (arrays, or their shapes alone)."""
 
-    def of(path: tuple, leaf: Any) -> NamedSharding:
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, partition(mesh, name, leaf.shape))
 
-    return jax.tree.map_with_path(of, tree)
+    return jax.tree.map_with_path(sharding, tree)
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """Put every leaf of a state, held whole in this process's memory, where its partition says."""
+    """Shard every leaf of a state by its partition; the leaves are whole in this process's memory."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(leaf)
@@ -77,9 +84,9 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 
 def place_rows(mesh: Mesh, rows: int, read: Callable[[slice], Tree]) -> Tree:
-    """A batch of `rows` rows spread over the mesh; `read` gives some of its rows, and is asked for this process's own.
+    """A batch of `rows` rows, sharded over the mesh.
 
-    The leaves of what it reads have the rows as their first axis.
+    `read` returns the rows of a slice, the first axis of each leaf. It is called for this process's own rows alone.
     """
     sharding = NamedSharding(mesh, P(ROWS))
     spans = {_span(index, rows) for index in sharding.addressable_devices_indices_map((rows,)).values()}
@@ -99,7 +106,10 @@ def _span(index: tuple[slice, ...] | None, rows: int) -> tuple[int, int]:
 
 
 def check_rows(mesh: Mesh, batch_size: int, parts: int) -> None:
-    """Raise KodaError where the rows of a batch, taken in `parts` one after another, cannot be spread evenly."""
+    """Check that the rows of a batch can be spread evenly over the mesh, in `parts` one after another.
+
+    Raises KodaError where they cannot, with a batch size that would fit.
+    """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = ways * parts
     if batch_size % unit:
@@ -110,8 +120,8 @@ def check_rows(mesh: Mesh, batch_size: int, parts: int) -> None:
         )
 
 
-def keep_rows(x: jax.Array) -> jax.Array:
-    """Inside a compiled step: activations stay spread by rows, whatever the weights around them would suggest."""
+def shard_rows(x: jax.Array) -> jax.Array:
+    """Inside a compiled step: XLA would follow the weights' sharding; this keeps activations sharded by rows."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS))

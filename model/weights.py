@@ -1,7 +1,7 @@
-"""A model on disk between two stages: the network's configuration and its weights, whole and checked."""
+"""A model on disk between two stages: the network's configuration and its weights, with checksums."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,28 +10,19 @@ from flax import nnx
 from model import arrays
 from model.config import Compute, LlamaConfig
 from model.llama import Llama
-
-
-class Stored(NamedTuple):
-    """A model as numbers: nested dicts of numpy arrays, in the types that they are stored in, and its shape.
-
-    What reads and writes other programs' files works on this, so that a model is held in memory once.
-    """
-
-    config: LlamaConfig
-    params: dict[str, Any]
+from model.stored import Stored
 
 
 def abstract(config: LlamaConfig, compute: Compute | None = None) -> tuple[nnx.GraphDef, nnx.State]:
-    """The network without its numbers."""
+    """The network without its weights: its graph, and the shapes of its parameters."""
     return nnx.split(nnx.eval_shape(lambda: Llama(config, compute, rngs=nnx.Rngs(0))))
 
 
-def build(graph: nnx.GraphDef, state: nnx.State, *numbers: dict[str, Any]) -> Llama:
-    """The network of `abstract` with these weights in it, given as nested dicts that complete one another."""
+def build(graph: nnx.GraphDef, state: nnx.State, *params: dict[str, Any]) -> Llama:
+    """The network of `abstract` with these weights: nested dicts that together have every parameter."""
     merged = jax.tree.map(lambda leaf: leaf, state)
-    for pure in numbers:
-        nnx.replace_by_pure_dict(merged, pure)
+    for part in params:
+        nnx.replace_by_pure_dict(merged, part)
     return nnx.merge(graph, merged)
 
 
@@ -46,27 +37,27 @@ def write(folder: Path, model: Stored, **facts: Any) -> None:
 
 
 def read(folder: Path) -> Stored:
-    """Read what was written, in the types it was written in. Raises `arrays.Broken` where it is not whole."""
+    """The model in `folder`, in the types it was written in. Raises arrays.Corrupt where the folder is incomplete."""
     config = LlamaConfig(**arrays.facts(folder)["config"])
     return Stored(config, nested(config, arrays.read(folder)))
 
 
 def nested(config: LlamaConfig, named: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The nested dicts of a network of this shape, from its arrays by their path."""
+    """Arrays by their path → the nested dicts of a network of this shape."""
     return arrays.unflatten(nnx.to_pure_dict(abstract(config)[1]), named)
 
 
 def stored(model: Llama) -> Stored:
-    """The numbers of a network."""
+    """The stored form of a network."""
     return Stored(model.config, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param))))
 
 
 def network(model: Stored, compute: Compute | None = None) -> Llama:
-    """The network with these numbers in it, as float32."""
+    """The network with these weights, as float32."""
     graph, state = abstract(model.config, compute)
     return build(graph, state, jax.tree.map(lambda array: jax.numpy.asarray(array, "float32"), model.params))
 
 
 def load(folder: Path, compute: Compute | None = None) -> Llama:
-    """The network of `read`, computing."""
+    """The network of the model in `folder`, as float32. Raises arrays.Corrupt where the folder is incomplete."""
     return network(read(folder), compute)

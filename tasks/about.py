@@ -1,4 +1,4 @@
-"""What exports and model cards say about a model, beside its figures."""
+"""What exports and model cards state about a model, beside its figures."""
 
 from pydantic import field_validator
 
@@ -13,7 +13,7 @@ class About(Section):
     url: str = ""
     """Where the model has its page."""
     data_license: str = ""
-    """Licence of the text that it learned from, in a word or a sentence; empty: the card says that it is not known."""
+    """Licence of the text that it learned from, in a few words; empty: the card calls it unknown."""
 
     @field_validator("license")
     @classmethod

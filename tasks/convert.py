@@ -1,21 +1,21 @@
 """Stage 6: weights → exports for transformers, llama.cpp and MLX, each checked in its own runtime."""
 
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from model.data.sources import is_docs, is_hub
 from model.errors import KodaError
-from model.export.kquants import KINDS as KQUANTS
-from model.export.kquants import SUPERBLOCK, library
-from model.export.runtimes import installed
+from model.export.formats import FORMATS
+from model.export.formats.format import Export
+from model.figures import ConvertFigures, CorpusFigures, ExtendFigures, ParityFigures, SftFigures
 from model.files import read_json, write_json
 from tasks.about import About
 from tasks.progress import progress
-from tasks.run import Built
-from tasks.section import Section, weighted
+from tasks.runs.record import Built
+from tasks.section import Section, one_of, weighted
 from tasks.stage import stage
 from tasks.supervise import call
 
@@ -32,18 +32,15 @@ LIMITS: dict[int, tuple[float, float]] = {
 }
 
 
-Gguf = Literal["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"]
-
-
 class Convert(Section):
-    formats: tuple[Literal["hf", "gguf", "mlx"], ...] = ("hf", "gguf", "mlx")
+    formats: tuple[one_of(FORMATS), ...] = tuple(FORMATS)  # type: ignore[valid-type]  # made from the table
     """Which exports are written; MLX is made from the Hugging Face folder, and brings it along."""
-    hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    hf_dtype: one_of(FORMATS["hf"].variants) = "auto"  # type: ignore[valid-type]
     """Number type of the Hugging Face folder; auto: the one that the weights are stored in."""
-    gguf: tuple[Gguf, ...] = ("F16", "Q8_0")
+    gguf: tuple[one_of(FORMATS["gguf"].variants), ...] = ("F16", "Q8_0")  # type: ignore[valid-type]
     """GGUF files, by llama.cpp's names of their types. Those with a K are made by llama.cpp's own quantiser (the extra
-    `kquants`), and want widths that are multiples of 256."""
-    mlx: tuple[Literal["fp16", "8bit", "4bit"], ...] = ("fp16", "8bit", "4bit")
+    `kquants`), and need widths that are multiples of 256."""
+    mlx: tuple[one_of(FORMATS["mlx"].variants), ...] = ("fp16", "8bit", "4bit")  # type: ignore[valid-type]
     """MLX folders; the quantised ones in groups of 64."""
     limits: dict[int, tuple[float, float]] = LIMITS
     """What an export may differ by, by its bits: the mean KL divergence from the JAX model, in nats, and the ratio of
@@ -62,32 +59,54 @@ class Convert(Section):
         return LIMITS | limits
 
     @model_validator(mode="after")
-    def quantiser(self) -> "Convert":
-        if "gguf" in self.formats and set(self.gguf) & set(KQUANTS):
-            library()
+    def writable(self) -> "Convert":
+        for name, variants in self.variants().items():
+            FORMATS[name].check_variants(variants)
         return self
 
+    def limit(self, bits: int) -> tuple[float, float]:
+        """The limits for an export of so many bits: those of the next larger number that has some."""
+        return self.limits[min(known for known in self.limits if known >= bits)]
+
+    def variants(self) -> dict[str, tuple[str, ...]]:
+        """The variants of each format that is written, in the order of the table: the configured ones, and formats that
+        these are made from. A format without a setting of its own is written in all its variants."""
+        needed = {name for format_ in self.formats for name in (format_, *FORMATS[format_].needs)}
+        chosen = {"hf": (self.hf_dtype,), "gguf": self.gguf, "mlx": self.mlx}
+        variants = {name: chosen.get(name, tuple(FORMATS[name].variants)) for name in FORMATS if name in needed}
+        return {name: some for name, some in variants.items() if some}
+
     def misfit(self, **widths: int) -> str:
-        """Why matrices of these widths cannot be quantised as asked; empty where they can."""
-        wanted = {"MLX's groups": 64 if "mlx" in self.formats and set(self.mlx) - {"fp16"} else 1}
-        if "gguf" in self.formats:
-            wanted["Q8_0"] = 32 if "Q8_0" in self.gguf else 1
-            wanted["K-quants"] = SUPERBLOCK if set(self.gguf) & set(KQUANTS) else 1
-        for name, width in widths.items():
-            for what, block in wanted.items():
-                if width % block:
-                    return f"model.{name} = {width} is not a multiple of {block}, which {what} need."
+        """Why matrices of these widths cannot be quantised so; empty where they can."""
+        for name, variants in self.variants().items():
+            for variant in variants:
+                multiple = FORMATS[name].variants[variant].multiple
+                for setting, width in widths.items():
+                    if width % multiple:
+                        return (
+                            f"model.{setting} = {width} is not a multiple of {multiple}, which {name} {variant} needs."
+                        )
         return ""
 
 
 @stage(version=4)
-def convert(out: Path, settings: Convert, about: About, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
-    """Write hf/, gguf/ and mlx/, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
-    installed(settings.formats)  # refuse before anything is written
+def convert(
+    out: Path,
+    settings: Convert,
+    about: About,
+    model: Built[ExtendFigures],
+    base: Built[SftFigures],
+    tokens: Built[CorpusFigures],
+) -> ConvertFigures:
+    """Write the exports, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
+    variants = settings.variants()
+    for name in variants:
+        FORMATS[name].check_runtime()  # refuse before anything is written
     log = out / "convert.log"
     written = call(
         "model.export.convert:write",
         log,
+        list[Export],
         source=model / "weights",
         tokenizer=tokens / "tokenizer.json",
         out=out,
@@ -98,50 +117,48 @@ def convert(out: Path, settings: Convert, about: About, model: Built, base: Buil
             "url": about.url,
             "datasets": sources(tokens),
         },
-        hf_dtype=settings.hf_dtype,
-        formats=settings.formats,
-        gguf_kinds=settings.gguf,
-        mlx_kinds=settings.mlx,
+        variants=variants,
     )
     old_context = read_json(base / "weights/COMMIT.json")["config"]["max_position_embeddings"]
-    parity: dict[str, Any] = {}
+    parity: dict[str, ParityFigures] = {}
     with progress("convert", len(written)) as watch:
-        for kind, exports in groupby(written, key=lambda export: export[1]):
-            watch(len(parity), f"{kind} in its own runtime")
+        for name, exports in groupby(written, key=lambda export: export.format):
+            watch(len(parity), f"{name} in its own runtime")
             parity |= call(
                 "model.export.parity:compare",
                 log,
-                kind=kind,
+                dict[str, ParityFigures],
+                format_=name,
                 folder=out,
-                limits={path: settings.limits[bits] for path, _, bits in exports},
+                limits={export.path: settings.limit(export.bits) for export in exports},
                 weights_folder=model / "weights",
                 tokenizer=tokens / "tokenizer.json",
                 heldout=tokens / "heldout",
                 old_context=old_context,
             )
-    write_json(out / "parity.json", parity)
+    write_json(out / "parity.json", {path: asdict(figures) for path, figures in parity.items()})
     verdict(parity)
-    return {
-        "exports": len(parity),
-        "max_kl_divergence": max((p["kl_divergence"] for p in parity.values()), default=0.0),
-        "stopped": sum(p["stopped"] for p in parity.values()),
-        "parity": parity,
-    }
+    return ConvertFigures(
+        exports=len(parity),
+        max_kl_divergence=max((figures.kl_divergence for figures in parity.values()), default=0.0),
+        stopped=sum(figures.stopped for figures in parity.values()),
+        parity=parity,
+    )
 
 
-def sources(tokens: Built) -> list[str]:
+def sources(tokens: Built[CorpusFigures]) -> list[str]:
     """The names of what a run's text was read from."""
     settings = read_json(tokens / "stage.json")["settings"]["tokenize"]
     named = weighted(settings["source"])
     return [name if is_docs(name) or is_hub(name) else Path(name).name for name in named]
 
 
-def verdict(parity: dict[str, dict[str, Any]]) -> None:
+def verdict(parity: dict[str, ParityFigures]) -> None:
     """Raises KodaError where an export failed, naming each with what is wrong and what first differs in it."""
     lines = [
-        f"{path}: {'; '.join(figures['failed'])}. {figures['first_difference']}"
+        f"{path}: {'; '.join(figures.failed)}. {figures.first_difference}"
         for path, figures in parity.items()
-        if figures["failed"]
+        if figures.failed
     ]
     if lines:
         raise KodaError("exports that disagree with the JAX model are not published:\n" + "\n".join(lines))

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 from model.errors import KodaError
-from tasks.progress import say
+from tasks.progress import log_line
 
 FREE = 0.05  # a GPU of whose memory no more than this share is taken is free: what an idle driver keeps is less
 LOOK_EVERY = 60.0  # seconds
@@ -15,10 +15,10 @@ def gpus() -> dict[str, float]:
     """Each GPU that this process may use, and the share of its memory that is taken; nothing where there is none."""
     query = ["nvidia-smi", "--query-gpu=index,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = (line.split(", ") for line in told.splitlines() if line.strip())
+    rows = (line.split(", ") for line in output.splitlines() if line.strip())
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {
         index: float(used) / float(total)
@@ -33,15 +33,15 @@ def await_free(hours: float) -> dict[str, str]:
     Raises KodaError where none became free in so many hours.
     """
     deadline = time.monotonic() + 3600 * hours
-    told = False
+    announced = False
     while taken := gpus():
         index, share = min(taken.items(), key=lambda one: one[1])
         if share <= FREE:
             return {"CUDA_VISIBLE_DEVICES": index, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if time.monotonic() >= deadline:
             raise KodaError(f"none of {len(taken)} GPUs became free in {hours:g} h; the next night tries again.")
-        if not told:
-            say(f"waiting for one of {len(taken)} GPUs to become free …")
-            told = True
+        if not announced:
+            log_line(f"waiting for one of {len(taken)} GPUs to become free …")
+            announced = True
         time.sleep(LOOK_EVERY)
     return {}

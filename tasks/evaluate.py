@@ -1,13 +1,13 @@
 """Stage 7: bits per byte beside xz, eight home-made tasks, and the eight standard ones."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from model.errors import KodaError
+from model.figures import CorpusFigures, EvaluateFigures
 from model.files import sha256
-from tasks.run import Built
+from tasks.runs.record import Built
 from tasks.section import Section
 from tasks.stage import stage
 from tasks.supervise import call
@@ -20,7 +20,7 @@ class Evaluate(Section):
     """Held-out text that bits per byte are measured on, and xz beside them."""
     standard: str = ""
     """Where the eight standard tasks (HellaSwag, ARC, …) are read from: `hub`, or a folder of JSONL with the columns of
-    the Hub's data sets, arc_easy.jsonl and so on, as many as there are; empty: they are not asked."""
+    the Hub's data sets, arc_easy.jsonl and so on, as many as there are; empty: they are left out."""
     standard_items: NonNegativeInt = 0
     """Items of each standard task at most; 0: all."""
 
@@ -33,11 +33,12 @@ class Evaluate(Section):
 
 
 @stage(version=2)
-def evaluate(out: Path, settings: Evaluate, model: Built, base: Built, tokens: Built) -> dict[str, Any]:
+def evaluate(out: Path, settings: Evaluate, model: Built, base: Built, tokens: Built[CorpusFigures]) -> EvaluateFigures:
     """Evaluate the final model, and the base model's bits per byte."""
     return call(
         "model.evaluation.suite:evaluate",
         out / "evaluate.log",
+        EvaluateFigures,
         model=model / "weights",
         base=base / "weights",
         tokens=tokens.folder,

@@ -1,16 +1,26 @@
 """Stage 5: the same model with a longer context."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from model.config import LlamaConfig
+from model.figures import (
+    AdaptationFigures,
+    CheckpointFigures,
+    ContextFigures,
+    CorpusFigures,
+    ExtendFigures,
+    SftFigures,
+    StretchFigures,
+)
 from model.files import read_json
-from tasks.run import Built
+from tasks.runs.record import Built
 from tasks.stage import stage
 from tasks.supervise import call
-from tasks.train import TrainSection, run_training
+from tasks.training import TrainSection, run_training
 
 
 class Extend(TrainSection):
@@ -35,32 +45,33 @@ class Extend(TrainSection):
     rows: PositiveInt = 64
     """Held-out rows of the new length in the measurement by position."""
     passkeys: PositiveInt = 10
-    """Texts for each length and depth in which a pass key is hidden and asked for."""
+    """Texts for each length and depth in which a pass key is hidden, to be recalled."""
     answer_limit: PositiveInt = 100
     """Tokens within which an answer should end by itself, when that is measured."""
 
 
 @stage(version=2, resumes=True)
-def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str, Any]:
+def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[CorpusFigures]) -> ExtendFigures:
     """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
     log, final = out / "extend.log", out / "weights"
     adapts = bool(settings.steps) and settings.factor > 1
     start = out / "start" if adapts else final
-    figures = call(
+    stretched = call(
         "model.evaluation.context:stretch",
         log,
+        StretchFigures,
         source=chat / "weights",
         out=start,
         factor=settings.factor,
         method=settings.method,
     )
     if settings.factor == 1:
-        return figures
-    if adapts:
-        figures |= _adapt(out, settings, chat, tokens)
-    return figures | call(
+        return ExtendFigures(**asdict(stretched))
+    adapted = _adapt(out, settings, chat, tokens) if adapts else {}
+    measured = call(
         "model.evaluation.context:measure",
         log,
+        ContextFigures,
         source=chat / "weights",
         final=final,
         out=out,
@@ -73,15 +84,17 @@ def extend(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str,
         items=settings.passkeys,
         answer_limit=settings.answer_limit,
     )
+    return ExtendFigures(**asdict(stretched), **adapted, measured=measured)
 
 
-def _adapt(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str, Any]:
+def _adapt(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[CorpusFigures]) -> dict[str, Any]:
     """Train on at the new length, by the same trainer as everything else."""
     old = read_json(chat / "weights/COMMIT.json")["config"]["max_position_embeddings"]
     shape = LlamaConfig(**read_json(out / "start/COMMIT.json")["config"])
     counts = call(
         "model.data.adaptation:build",
         out / "extend.log",
+        AdaptationFigures,
         out=out / "data",
         tokens=tokens.folder,
         conversations=chat / "data",
@@ -95,9 +108,15 @@ def _adapt(out: Path, settings: Extend, chat: Built, tokens: Built) -> dict[str,
         folder=str(out),
         train=str(out / "data"),
         heldout=str(tokens / "heldout"),
-        end_of_text=tokens.figures["end_of_text"],
+        end_of_text=tokens.figures.end_of_text,
         init=str(out / "start"),
     )
     trained = run_training("extend", job, [settings.steps], settings)
-    call("model.training.promote:promote", out / "extend.log", job=out / "job.json", out=out / "weights")
-    return counts | trained
+    call(
+        "model.training.promote:promote",
+        out / "extend.log",
+        CheckpointFigures,
+        job=out / "job.json",
+        out=out / "weights",
+    )
+    return asdict(counts) | asdict(trained)

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from model.errors import KodaError
 from model.files import CHECKSUMS, checksums, sha256
-from tasks.progress import say
-from tasks.stage import worth_retrying
+from tasks import retries
+from tasks.progress import log_line
 
-SECRET = "hf-token"  # the name of a Prefect Secret block that may hold the token
+SECRET = "hf-token"  # the name of a Prefect Secret block that may contain the token
 SHA256 = 64  # letters of such a hash; the Hub gives it for large files, and git's for small ones
-LISTED = 12  # files that are told one by one
+LISTED = 12  # files that are printed one by one
 
 
 class Change(NamedTuple):
@@ -34,8 +32,8 @@ class Change(NamedTuple):
 
 def token() -> str:
     """The token for the Hub: HF_TOKEN, or the Secret block. Raises KodaError where there is neither."""
-    if found := os.environ.get("HF_TOKEN"):
-        return found
+    if token_ := os.environ.get("HF_TOKEN"):
+        return token_
     from prefect.blocks.system import Secret
 
     try:
@@ -48,31 +46,31 @@ def token() -> str:
 
 
 def files_of(folder: Path) -> list[str]:
-    """What a folder holds, by relative path: what is uploaded, and nothing else.
+    """The files of a folder, by relative path: what is uploaded, and nothing else.
 
     Raises KodaError for a link, which could lead anywhere.
     """
-    found = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    if links := [path for path in found if path.is_symlink() or not path.is_file()]:
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    if links := [path for path in paths if path.is_symlink() or not path.is_file()]:
         raise KodaError(f"{links[0]} is no plain file; only what the stage itself wrote is published.")
-    return [path.relative_to(folder).as_posix() for path in found]
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def changes(folder: Path, there: dict[str, str], ours: set[str]) -> list[Change]:
-    """What publishing `folder` does to a place that holds files with these hashes.
+    """What publishing `folder` does to a place that has files with these hashes.
 
     `ours` are those of them that an earlier publishing put there: what it no longer has is removed.
     """
     files = files_of(folder)
-    found = []
+    changed = []
     for path in files:
         size, known = (folder / path).stat().st_size, there.get(path)
         if known is None:  # nothing to compare a hash with
             sign = "+"
         else:
             sign = "=" if known == (sha256 if len(known) == SHA256 else git_hash)(folder / path) else "~"
-        found.append(Change(sign, path, size))
-    return found + [Change("-", path, 0) for path in sorted((ours & there.keys()) - set(files))]
+        changed.append(Change(sign, path, size))
+    return changed + [Change("-", path, 0) for path in sorted((ours & there.keys()) - set(files))]
 
 
 def git_hash(path: Path) -> str:
@@ -115,26 +113,19 @@ def refusals(repository: str) -> Iterator[None]:
         raise
 
 
-def told(place: str, found: list[Change]) -> Iterator[str]:
+def change_lines(place: str, planned: list[Change]) -> Iterator[str]:
     """The changes as a person reads them."""
-    moving = [change for change in found if change.sign != "="]
+    moving = [change for change in planned if change.sign != "="]
     new, changed, removed = ([change.sign for change in moving].count(sign) for sign in "+~-")
     size = sum(change.size for change in moving)
-    same = len(found) - len(moving)
+    same = len(planned) - len(moving)
     yield f"{place}: {new} new, {changed} changed, {removed} removed ({size:,} bytes), {same} as they are"
     yield from (f"  {change}" for change in moving[:LISTED])
     if len(moving) > LISTED:
         yield f"  … and {len(moving) - LISTED} more"
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=5,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_retrying,
-)
+@task(**retries.UPLOAD)
 def upload(repository: str, folder: Path, private: bool) -> str:
     """Make `repository` what `folder` is, in one commit; returns the commit that the repository is then at.
 
@@ -145,19 +136,19 @@ def upload(repository: str, folder: Path, private: bool) -> str:
 
     api = HfApi(token=token())
     with refusals(repository):
-        found = changes(folder, *remote(api, repository))
-        for line in told(repository, found):
-            say(f"publish    {line}")
+        changed = changes(folder, *remote(api, repository))
+        for line in change_lines(repository, changed):
+            log_line(f"publish    {line}")
         operations: list[Any] = [
             CommitOperationDelete(change.path)
             if change.sign == "-"
             else CommitOperationAdd(change.path, folder / change.path)
-            for change in found
+            for change in changed
             if change.sign != "="
         ]
         if not operations:  # the try before may have made the commit, and its answer was lost
             return str(api.repo_info(repository).sha)
-        try:  # a commit asks this too, but then there is a repository that nothing comes into
+        try:  # a commit checks this too, but would leave an empty repository
             ModelCard((folder / "README.md").read_text(encoding="utf-8")).validate()
         except ValueError as error:
             raise KodaError(f"the Hub does not take the card of {repository}: {error}") from None

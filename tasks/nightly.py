@@ -6,25 +6,28 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from model.errors import KodaError
-from model.evaluation.figures import quote
 from model.evaluation.regression import Compared, compare
-from model.files import CHECKSUMS, checksums, held, link, sha256
-from model.training.protocol import CHECKPOINTS, append, lines
-from tasks import artifacts
+from model.figures import Measurement
+from model.files import CHECKSUMS, append_line, checksums, is_locked, link, read_lines, sha256
+from model.training.records import CHECKPOINTS
+from tasks import retries
 from tasks.devices import await_free
 from tasks.evaluate import Evaluate
-from tasks.progress import say
-from tasks.run import RECORD, existing, lock, read_built, root, versions
-from tasks.stage import worth_retrying
+from tasks.progress import log_line
+from tasks.reports import artifacts
+from tasks.runs.lock import lock
+from tasks.runs.paths import existing, root
+from tasks.runs.record import RECORD, read_built, versions
 from tasks.supervise import call
-from tasks.train import newest_step
+from tasks.training import newest_step
+from tasks.typed import typed
 
 FOLDER, HISTORY, PICTURE = "nightly", "history.jsonl", "history.png"
 VERSION = 1  # of what a night measures: nights of another one are not compared
@@ -36,7 +39,7 @@ class Newest(NamedTuple):
     kind: str  # `checkpoint` or `published`; one is not compared with the other, which has learned to answer
     what: str
     path: Path
-    digest: str  # tells these weights from any others
+    digest: str  # identifies these weights
 
 
 def newest(run: Path) -> Newest | None:
@@ -63,11 +66,11 @@ def run_to_measure(name: str) -> Path | None:
 
 
 def _recent(run: Path) -> tuple[bool, float]:
-    training = not (run / "pretrain" / RECORD).is_file() and held(run / ".lock")
+    training = not (run / "pretrain" / RECORD).is_file() and is_locked(run / ".lock")
     return training, (run / "run.toml").stat().st_mtime
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=60, retry_condition_fn=worth_retrying)
+@task(**retries.NIGHT)
 def measure(run: Path, settings: Evaluate, memory_gb: float, wait_hours: float) -> list[Compared]:
     """Measure a run's newest weights and add them to its history; weights that were the last night's are not again.
 
@@ -81,16 +84,17 @@ def measure(run: Path, settings: Evaluate, memory_gb: float, wait_hours: float) 
         if subject is None or tokens is None:
             raise KodaError(f"{run} has no weights yet: there is nothing to evaluate.")
         on = _digest(VERSION, subject.kind, tokens.key, settings.decisive())
-        nights = [night for night in lines(folder / HISTORY) if night["on"] == on]
+        nights = [night for night in read_lines(folder / HISTORY) if night["on"] == on]
         same = {"weights": subject.digest, "versions": versions()}
         if nights and nights[-1] | same == nights[-1]:
-            say(f"{run.name}: {subject.what} was measured {_when(nights[-1])}, and nothing has come since")
+            log_line(f"{run.name}: {subject.what} was measured {_when(nights[-1])}, and nothing has come since")
             return []
         environment = await_free(wait_hours)
         with _kept(subject, run, folder) as path:
-            found = call(
+            measurement = call(
                 "model.evaluation.suite:measure",
                 folder / "nightly.log",
+                Measurement,
                 environment=environment,
                 background_gb=memory_gb,
                 model=path,
@@ -100,10 +104,10 @@ def measure(run: Path, settings: Evaluate, memory_gb: float, wait_hours: float) 
                 standard_items=settings.standard,
                 limit=settings.standard_items,
             )
-        tonight = {"time": time.time(), "what": subject.what, "on": on, **same, **found}
+        tonight = {"time": time.time(), "what": subject.what, "on": on, **same, **asdict(measurement)}
         compared = against(nights, tonight)
         tonight["worse"] = sorted({row.measure for rows in compared.values() for row in worse(rows)})
-        append(folder / HISTORY, tonight)
+        append_line(folder / HISTORY, tonight)
     show(run, [*nights, tonight], compared)
     verdict(run.name, subject.what, compared)
     return [row for rows in compared.values() for row in rows]
@@ -114,10 +118,11 @@ def against(nights: list[dict[str, Any]], tonight: dict[str, Any]) -> dict[str, 
     if not nights:
         return {}
     best = min(nights, key=lambda night: night["figures"]["bits_per_byte"])
-    found = {f"the last ({_when(nights[-1])})": compare(nights[-1], tonight)}
+    now = typed(Measurement, tonight)
+    compared = {f"the last ({_when(nights[-1])})": compare(typed(Measurement, nights[-1]), now)}
     if best is not nights[-1]:
-        found[f"the best ({_when(best)})"] = compare(best, tonight)
-    return found
+        compared[f"the best ({_when(best)})"] = compare(typed(Measurement, best), now)
+    return compared
 
 
 def worse(rows: list[Compared]) -> list[Compared]:
@@ -132,28 +137,28 @@ def verdict(name: str, what: str, compared: dict[str, list[Compared]]) -> None:
         for row in worse(rows)
     ]
     if flagged:
-        raise KodaError("\n".join([f"{name}, {what}: worse than it was, and not by luck:", *flagged]))
+        raise KodaError("\n".join([f"{name}, {what}: significantly worse than before:", *flagged]))
 
 
 def show(run: Path, nights: list[dict[str, Any]], compared: dict[str, list[Compared]]) -> None:
     """A line in the log, and on the run's page the table of tonight and the picture of all nights."""
-    from tasks.plots import history, save
+    from tasks.reports.plots import history, save
 
-    tonight = nights[-1]
-    say(f"{run.name}: {tonight['what']}: {tonight['figures']['bits_per_byte']:.4f} bits per byte; night {len(nights)}")
+    what, figures = nights[-1]["what"], typed(Measurement, nights[-1]).figures
+    log_line(f"{run.name}: {what}: {figures.bits_per_byte:.4f} bits per byte; night {len(nights)}")
     picture = run / FOLDER / PICTURE
-    save(history(nights), picture)
-    rows: dict[str, dict[str, Any]] = {"bits per byte": {"tonight": tonight["figures"]["bits_per_byte"]}}
-    for suite in ("tasks", "standard"):
-        for name, figures in tonight["figures"].get(suite, {}).items():
-            if figures["n"]:
-                of = f"{name}, accuracy"
-                rows[of] = {"tonight": quote(figures), "± s.e.": figures["stderr"], "chance": figures["chance"]}
-    for beside, found in compared.items():
-        for row in found:
+    save(
+        history([(night["time"], typed(Measurement, night).figures, bool(night["worse"])) for night in nights]), picture
+    )
+    rows: dict[str, dict[str, Any]] = {"bits per byte": {"tonight": figures.bits_per_byte}}
+    for name, scores in [*figures.tasks.items(), *figures.standard.items()]:
+        if scores.n:
+            rows[f"{name}, accuracy"] = {"tonight": scores.quoted, "± s.e.": scores.stderr, "chance": scores.chance}
+    for beside, measures in compared.items():
+        for row in measures:
             rows[row.measure] |= {beside: row.before, f"p, {beside}": f"{row.p:.2g}{' WORSE' if row.worse else ''}"}
     name = artifacts.key("nightly", run.name)
-    about = f"{run.name}, {tonight['what']}"
+    about = f"{run.name}, {what}"
     artifacts.table(name, [{"measure": measure, **row} for measure, row in rows.items()], about)
     artifacts.picture(f"{name}-history", picture, f"{run.name}: every night so far")
 
@@ -166,7 +171,7 @@ def _kept(subject: Newest, run: Path, folder: Path) -> Iterator[Path]:
     path = place / subject.path.parent.name / subject.path.name
     try:
         link(subject.path, path)
-        if subject.path.parent.name == CHECKPOINTS:  # whose shape the training's job says
+        if subject.path.parent.name == CHECKPOINTS:  # the training's job has its shape
             shutil.copyfile(run / "pretrain/job.json", place / "job.json")
         yield path
     finally:

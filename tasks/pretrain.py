@@ -1,18 +1,20 @@
 """Stage 2: token shards → a trained checkpoint, in segments that are restarted until they are done."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from model.config import LlamaConfig
+from model.figures import CorpusFigures, PretrainFigures
 from model.training.job import Job
-from tasks.run import Built
+from tasks.runs.record import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import stage
 from tasks.supervise import call
-from tasks.train import TrainSection, run_training
+from tasks.training import TrainSection, run_training
 
 
 class Model(Section):
@@ -76,29 +78,30 @@ def segment_ends(steps: int, segments: int) -> list[int]:
     return [math.ceil(steps * number / segments) for number in range(1, segments + 1)]
 
 
-def pretraining(settings: Pretrain, model: Model, tokens: Built, folder: Path) -> Job:
+def pretraining(settings: Pretrain, model: Model, tokens: Built[CorpusFigures], folder: Path) -> Job:
     """The training of a model of this shape, on what tokenize made, in `folder`."""
     return settings.job(
-        model.llama(tokens.figures["vocab_size"]),
+        model.llama(tokens.figures.vocab_size),
         folder=str(folder),
         train=str(tokens / "train"),
         heldout=str(tokens / "heldout"),
-        end_of_text=tokens.figures["end_of_text"],
+        end_of_text=tokens.figures.end_of_text,
     )
 
 
 @stage(version=1, resumes=True)
-def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built) -> dict[str, Any]:
+def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFigures]) -> PretrainFigures:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
     with imported weights, these instead, in weights/."""
     if model.weights:
         return call(
             "model.export.adopt:adopt",
             out / "import.log",
+            PretrainFigures,
             source=model.weights,
             tokenizer=tokens / "tokenizer.json",
             out=out / "weights",
         )
     job = pretraining(settings, model, tokens, out)
-    figures = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
-    return {"parameters": job.model.parameters, **figures}
+    trained = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
+    return PretrainFigures(parameters=job.model.parameters, **asdict(trained))

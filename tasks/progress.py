@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 LINE_EVERY = 10.0  # seconds between plain lines of one progress
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """One line for whoever is watching, and for the run's log where a run is going on."""
     print(line, flush=True)
     from prefect.exceptions import MissingContextError  # here, so that `koda status` starts in a moment
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 
 class Watch:
-    """Tells how far a piece of work is; the same call serves the terminal and the log."""
+    """Reports the progress of a piece of work, to the terminal or to the log."""
 
     def __init__(self, label: str, total: float):
         self.label, self.total = label, total
@@ -30,14 +30,14 @@ class Watch:
         self.bar: Progress | None = None
 
     def of(self, done: float, total: float, note: str = "") -> None:
-        """The same where the total is known only once the work has begun."""
+        """The same where the total is known only once the work has started."""
         self.total = total
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], total=total or None)
         self(done, note)
 
     def __call__(self, done: float, note: str = "") -> None:
-        """`done` of `total` is behind us; `note` says something about it."""
+        """`done` of `total` is done; `note` is shown beside it."""
         now = time.monotonic()
         if self.first is None:
             self.first, self.began = done, now
@@ -48,7 +48,7 @@ class Watch:
             rate = (done - self.first) / max(now - self.began, 1e-9)
             share = f"{100 * done / self.total:3.0f} %" if self.total else ""
             left = f"{clock((self.total - done) / rate)} left" if self.total and rate > 0 else ""
-            say(f"{self.label:<10} {' · '.join(filter(None, (share, left, note)))}")
+            log_line(f"{self.label:<10} {' · '.join(filter(None, (share, left, note)))}")
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def progress(label: str, total: float) -> Iterator[Watch]:
 
 
 def clock(seconds: float) -> str:
-    """A length of time as a person says it: `45 s`, `12 min`, `3.5 h`."""
+    """A length of time for people: `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,16 +11,18 @@ from huggingface_hub.utils import validate_repo_id
 from pydantic import field_validator
 
 from model.errors import KodaError
-from model.files import finished, link, listing, read_json, write_checksums, write_json
+from model.export.formats import FORMATS
+from model.export.formats.format import Format
+from model.figures import ConvertFigures, CorpusFigures, EvaluateFigures, ExtendFigures, PublishFigures
+from model.files import atomic_write, link, listing, read_json, write_checksums, write_json
 from tasks import hub
 from tasks.about import About
-from tasks.cards import card, curve_picture
 from tasks.progress import progress
-from tasks.run import RECORD, STAGES, Built, folder_of, read_built
+from tasks.reports.model_card import card, curve_picture
+from tasks.runs.paths import STAGES, folder_of
+from tasks.runs.record import RECORD, Built, read_built
 from tasks.section import Section
 from tasks.stage import stage
-
-KINDS = ("hf", "gguf", "mlx")
 
 
 class Publish(Section):
@@ -37,8 +39,8 @@ class Publish(Section):
             if "/" not in to:
                 raise ValueError(f"publish.to = {to!r}: it takes `local`, or USER/NAME for the Hub.")
             try:
-                for kind in KINDS:
-                    validate_repo_id(repository(to, kind))
+                for format_ in FORMATS.values():
+                    validate_repo_id(repository(to, format_))
             except HFValidationError as error:
                 raise ValueError(f"publish.to = {to!r}: {error}") from None
         return to
@@ -46,38 +48,51 @@ class Publish(Section):
 
 @stage(version=3)
 def publish(
-    out: Path, settings: Publish, about: About, exports: Built, scores: Built, model: Built, tokens: Built
-) -> dict[str, Any]:
-    """Lay out hf/, gguf/ and mlx/, each with its card, checksums and lineage; upload them where that is asked for."""
+    out: Path,
+    settings: Publish,
+    about: About,
+    exports: Built[ConvertFigures],
+    scores: Built[EvaluateFigures],
+    model: Built[ExtendFigures],
+    tokens: Built[CorpusFigures],
+) -> PublishFigures:
+    """Lay out hf/, gguf/ and mlx/, each with its card, checksums and lineage; upload them if `to` is on the Hub."""
     configuration = (exports.folder.parent / "run.toml").read_text(encoding="utf-8")
-    kinds = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)
+    formats = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)
     commits = {}
     if settings.to != "local":
         hub.token()  # refuse before anything is sent
-        with progress("publish", len(kinds)) as watch:
-            for number, kind in enumerate(kinds):
-                place = repository(settings.to, kind)
+        with progress("publish", len(formats)) as watch:
+            for number, format_ in enumerate(formats):
+                place = repository(settings.to, format_)
                 watch(number, place)
                 upload = hub.upload.with_options(task_run_name=f"upload {place}")
                 try:
-                    commits[kind] = upload(place, out / kind, settings.private)
+                    commits[format_.name] = upload(place, out / format_.name, settings.private)
                 except KodaError:
                     raise
-                except Exception as error:  # tried often enough: the stage's own retries would multiply its
+                except Exception as error:  # its retries are spent; those of the stage would multiply them
                     raise KodaError(
                         f"{place} could not be brought up to date. {type(error).__name__}: {error}\n"
                         "The same command goes on; what arrived is not sent again."
                     ) from error
     where = str(out.parent / "publish") if settings.to == "local" else f"https://huggingface.co/{settings.to}"
-    found = listing(out)
-    size = sum(facts["size"] for facts in found.values())
-    return {"where": where, "files": len(found), "bytes": size, "commits": commits}
+    files = listing(out)
+    size = sum(facts["size"] for facts in files.values())
+    return PublishFigures(where=where, files=len(files), bytes=size, commits=commits)
 
 
 def lay_out(
-    out: Path, to: str, configuration: str, about: About, exports: Built, scores: Built, model: Built, tokens: Built
-) -> list[str]:
-    """Fill `out` with a folder for each repository; returns their kinds. What convert wrote is linked."""
+    out: Path,
+    to: str,
+    configuration: str,
+    about: About,
+    exports: Built[ConvertFigures],
+    scores: Built[EvaluateFigures],
+    model: Built[ExtendFigures],
+    tokens: Built[CorpusFigures],
+) -> list[Format]:
+    """Fill `out` with a folder for each repository; returns their formats. What convert wrote is linked."""
     hub.files_of(exports.folder)  # refuse a link before it is followed
     run = exports.folder.parent
     name = run.name
@@ -86,25 +101,25 @@ def lay_out(
         "configuration": public(configuration),
         "stages": {
             stage: json.loads(public(json.dumps({of: record[of] for of in ("key", "reads", "settings", "finished")})))
-            for stage in STAGES[:-1]  # a publishing that knew of the one before would differ from it each time
+            for stage in STAGES[:-1]  # without publish itself: its own record would change it each time
             if (record := _record(run / stage))
         },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
         "versions": read_json(exports / "stage.json")["versions"],
     }
-    kinds = [kind for kind in KINDS if (exports / kind).is_dir()]
-    for kind in kinds:
-        folder = out / kind
-        link(exports / kind, folder)
+    formats = [format_ for format_ in FORMATS.values() if (exports / format_.name).is_dir()]
+    for format_ in formats:
+        folder = out / format_.name
+        link(exports / format_.name, folder)
         write_json(folder / "lineage.json", lineage)
         curve_picture(run, folder / "curve.png")
-        where = "." if to == "local" else repository(to, kind)
-        text = card(kind, name, where, about, exports, scores, model, tokens)
-        with finished(folder / "README.md") as file:
+        where = "." if to == "local" else repository(to, format_)
+        text = card(format_, name, where, about, exports, scores, model, tokens)
+        with atomic_write(folder / "README.md") as file:
             file.write(text)
         write_checksums(folder)
-    return kinds
+    return formats
 
 
 def public(settings: str) -> str:
@@ -129,9 +144,9 @@ def _record(folder: Path) -> dict[str, Any]:
     return read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
 
 
-def repository(to: str, kind: str) -> str:
-    """The name of a kind's repository: USER/NAME, USER/NAME-GGUF, USER/NAME-MLX."""
-    return to if kind == "hf" else f"{to}-{kind.upper()}"
+def repository(to: str, format_: Format) -> str:
+    """The name of a format's repository: USER/NAME, USER/NAME-GGUF, USER/NAME-MLX."""
+    return to + format_.suffix
 
 
 def would_change(name: str, configuration: str, settings: Publish, about: About) -> list[str]:
@@ -141,31 +156,31 @@ def would_change(name: str, configuration: str, settings: Publish, about: About)
     """
     run = folder_of(name)
     built = {stage: read_built(run, stage) for stage in ("convert", "evaluate", "extend", "tokenize")}
-    if missing := [stage for stage, found in built.items() if found is None]:
+    if missing := [stage for stage, result in built.items() if result is None]:
         raise KodaError(f"run {name!r} has no {missing[0]} yet: there is nothing to publish. `koda run` makes it.")
     out = run / ".publish.would"
     shutil.rmtree(out, ignore_errors=True)
     try:
         exports, scores, model, tokens = built.values()
-        kinds = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)  # type: ignore[arg-type]
+        formats = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)  # type: ignore[arg-type]
         lines: list[str] = []
-        for kind in KINDS:
-            if kind in kinds or (settings.to == "local" and (run / "publish" / kind).is_dir()):
-                place, there, ours = _place(run, settings.to, kind)
-                lines += hub.told(place, hub.changes(out / kind, there, ours))
+        for format_ in FORMATS.values():
+            if format_ in formats or (settings.to == "local" and (run / "publish" / format_.name).is_dir()):
+                place, there, ours = _place(run, settings.to, format_)
+                lines += hub.change_lines(place, hub.changes(out / format_.name, there, ours))
         return lines
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def _place(run: Path, to: str, kind: str) -> tuple[str, dict[str, str], set[str]]:
-    """Where a kind goes, the files there with their hashes, and those that go if they are not laid out again."""
+def _place(run: Path, to: str, format_: Format) -> tuple[str, dict[str, str], set[str]]:
+    """Where a format is published, the files there with their hashes, and those to remove if they are not laid out."""
     if to == "local":  # the folder is replaced as a whole, whoever put a file there
-        folder = run / "publish" / kind
+        folder = run / "publish" / format_.name
         there = {path: facts["sha256"] for path, facts in listing(folder).items()}
         return str(folder), there, set(there)
     from huggingface_hub import HfApi
 
-    place = repository(to, kind)
+    place = repository(to, format_)
     with hub.refusals(place):
         return place, *hub.remote(HfApi(token=hub.token()), place)

@@ -1,11 +1,17 @@
-"""Sections of the configuration: each stage's settings stand beside the stage, in `tasks/<stage>.py`."""
+"""Sections of the configuration: each stage's settings are beside the stage, in `tasks/<stage>.py`."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 # A setting that changes how a stage goes about its work and not what it makes: it is left out of the stage's key.
 OPERATIONAL: dict[str, Any] = {"operational": True}
+
+
+def one_of(names: Iterable[str]) -> Any:
+    """The type of a setting that takes one of these names: a Literal made from a table."""
+    return Literal[tuple(names)]
 
 
 def weighted(source: str | dict[str, float]) -> dict[str, float]:

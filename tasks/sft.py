@@ -1,5 +1,6 @@
 """Stage 4: a model that continues text → one that answers, and stops."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,13 +8,21 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from model.config import LORA_TARGETS, LlamaConfig
 from model.data import conversations
+from model.figures import (
+    CheckpointFigures,
+    CorpusFigures,
+    EndingFigures,
+    FinetunedFigures,
+    PackingFigures,
+    SftFigures,
+)
 from model.files import link, read_json
 from model.training.job import LoraRecipe
-from tasks.run import Built
+from tasks.runs.record import Built
 from tasks.section import weighted
 from tasks.stage import stage
 from tasks.supervise import call
-from tasks.train import TrainSection, run_training
+from tasks.training import TrainSection, run_training
 
 
 class Sft(TrainSection):
@@ -26,17 +35,17 @@ class Sft(TrainSection):
     language: str = ""
     """Of OASST's trees, only those in this language (`en`); empty: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
-    """A row that is no conversation, or that holds nothing to learn, ends the stage, or is left out and counted."""
+    """A row that is no conversation, or that has nothing to learn, ends the stage, or is left out and counted."""
     too_long: Literal["skip", "truncate", "refuse"] = "skip"
     """A conversation longer than the context is left out, cut, or ends the stage; the first two are counted."""
     train_end: bool = True
     """Learn the token that ends an answer. Off, answers never end: to see what it is for."""
     method: Literal["lora", "full"] = "lora"
-    """Low-rank updates beside frozen weights, or all weights (which wants a smaller learning_rate, 2e-4 say)."""
+    """Low-rank updates beside frozen weights, or all weights (which needs a smaller learning_rate, such as 2e-4)."""
     steps: NonNegativeInt = 150
     """Optimizer steps; 0: the model goes on as it is."""
     batch_size: PositiveInt = 8
-    """Rows in a step; each holds as many whole conversations as fit."""
+    """Rows in a step; each has as many whole conversations as fit."""
     learning_rate: PositiveFloat = 4e-3
     """Peak learning rate."""
     warmup_steps: PositiveInt = 10
@@ -69,13 +78,14 @@ class Sft(TrainSection):
 
 
 @stage(version=2, resumes=True)
-def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
+def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
     data, log = out / "data", out / "sft.log"
     counts = call(
         "model.data.packing:pack",
         log,
+        PackingFigures,
         out=data,
         source=weighted(settings.source),
         split=settings.split,
@@ -87,28 +97,24 @@ def sft(out: Path, settings: Sft, base: Built, tokens: Built) -> dict[str, Any]:
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
     )
-    asked: dict[str, Any] = {"tokenizer": tokens / "tokenizer.json", "prompts": data / "prompts.json"}
+    prompts: dict[str, Any] = {
+        "tokenizer": tokens / "tokenizer.json",
+        "prompts": data / "prompts.json",
+        "limit": settings.answer_limit,
+    }
     if not settings.steps:
         link(base / "weights", out / "weights")
-        limit = settings.answer_limit
-        ends = call("model.evaluation.endings:measure", log, model=base / "weights", limit=limit, **asked)
-        return {**counts, **ends, "ends_by_itself_before": ends["ends_by_itself"]}
+        ends = call("model.evaluation.endings:measure", log, EndingFigures, model=base / "weights", **prompts)
+        return SftFigures(**asdict(counts), **asdict(ends), ends_by_itself_before=ends.ends_by_itself)
     job = settings.job(
         LlamaConfig(**facts["config"]),
         folder=str(out),
         train=str(data / "train"),
         heldout=str(data / "heldout"),
-        end_of_text=tokens.figures["end_of_text"],
+        end_of_text=tokens.figures.end_of_text,
         init=str(base / "weights"),
         lora=settings.lora(),
     )
     trained = run_training("sft", job, [settings.steps], settings)
-    measured = call(
-        "model.export.adapter:finish",
-        log,
-        job=out / "job.json",
-        out=out,
-        answer_limit=settings.answer_limit,
-        **asked,
-    )
-    return {**counts, **trained, **measured}
+    tuned = call("model.evaluation.finetuned:finish", log, FinetunedFigures, job=out / "job.json", out=out, **prompts)
+    return SftFigures(**asdict(counts), **(asdict(trained) | asdict(tuned)))

@@ -1,93 +1,77 @@
 """A stage: a plain function that fills a folder, as a retryable Prefect task whose result is kept by its key."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.states import Completed
 
-from model.errors import KodaError
-from tasks.progress import say
-from tasks.run import Built, Reached, Run
+from tasks import retries
+from tasks.progress import log_line
+from tasks.runs.record import Built
+from tasks.runs.run import Reached, Run
+from tasks.runs.up_to_date import stage_key
 
-Body = Callable[..., dict[str, Any]]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-
-def worth_retrying(_task: Any, _run: Any, state: State) -> bool:
-    """A retry helps against a crash, not against an error that a person must mend."""
-    try:
-        state.result()
-    except KodaError:
-        return False
-    except Exception:
-        return True
-    return False
+Figures = TypeVar("Figures", bound="DataclassInstance")
 
 
-class Stage:
-    """`name(run, *inputs)` gives the stage's result, built or found. The body is `name.body(folder, *inputs)`."""
+class Stage(Generic[Figures]):
+    """`name(run, *inputs)` returns the result, built or up to date; the body is `name.body(folder, *inputs)`."""
 
-    def __init__(self, body: Body, *, version: int, resumes: bool):
+    def __init__(self, body: Callable[..., Figures], *, version: int, resumes: bool):
         self.body, self.version, self.resumes = body, version, resumes
         self.name = body.__name__
         self.__doc__ = body.__doc__
 
-    def __call__(self, run: Run, *inputs: Any) -> Built:
+    def __call__(self, run: Run, *inputs: Any) -> Built[Figures]:
         """Inputs are sections of the configuration and results of stages; together they make the stage's key."""
-        key = run.key(self.name, self.version, inputs)
-        found = run.standing(self.name, key, inputs)
-        if found is not None:
-            _ = skipped.with_options(name=self.name, task_run_name=f"{self.name} · stands")(found)
-            say(f"{self.name:<10} stands{'' if found.key == key else ', built under other settings'}")
+        key = stage_key(self.name, self.version, inputs)
+        built: Built[Figures] | None = run.existing_result(self.name, key, inputs)
+        if built is not None:
+            _ = skipped.with_options(name=self.name, task_run_name=f"{self.name} · up to date")(built)
+            log_line(f"{self.name:<10} {'up to date' if built.key == key else 'kept, built under other settings'}")
         elif self.resumes:  # its body runs tasks of its own
-            found = self.build(run, key, inputs)
+            built = self.build(run, key, inputs)
         else:
-            found = build.with_options(name=self.name, task_run_name=self.name)(self, run, key, inputs)
+            built = build.with_options(name=self.name, task_run_name=self.name)(self, run, key, inputs)
         if run.until == self.name:
             raise Reached
-        return found
+        return built
 
-    def build(self, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
-        """Build it, whatever stands; needs no Prefect."""
-        say(f"{self.name:<10} …")
+    def build(self, run: Run, key: str, inputs: tuple[Any, ...]) -> Built[Figures]:
+        """Build it, whatever is there; needs no Prefect."""
+        log_line(f"{self.name:<10} …")
         built = run.build(self.name, key, self.resumes, lambda folder: self.body(folder, *inputs), inputs)
-        shown = (f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in built.figures.items() if _number(v))
-        say(f"{self.name:<10} done: {' · '.join(list(shown)[:6])}")
+        log_line(f"{self.name:<10} done: {summary(asdict(built.figures), 6)}")
         return built
 
 
-def stage(*, version: int, resumes: bool = False) -> Callable[[Body], Stage]:
-    """Make a stage of a function `(folder, *inputs) -> figures`.
+def stage(*, version: int, resumes: bool = False) -> Callable[[Callable[..., Figures]], Stage[Figures]]:
+    """Make a stage of a function `(folder, *inputs) -> figures`; the figures are a dataclass.
 
-    `version` is raised when the code comes to make something else of the same inputs: an edit that changes no result
-    must not cost a user the training. `resumes`: the body goes on with what an interrupted life left in the folder.
+    `version` is raised when the code makes something else of the same inputs: an edit that changes no result must not
+    cost a user the training. `resumes`: the body goes on with what an interrupted attempt left in the folder.
     """
     return lambda body: Stage(body, version=version, resumes=resumes)
 
 
-# How a task that works on a stage is tried again.
-RETRIED: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
-    "retries": 2,
-    "retry_delay_seconds": [2, 10],
-    "retry_jitter_factor": 0.5,
-    "retry_condition_fn": worth_retrying,
-}
-
-
-@task(**RETRIED)
+@task(**retries.STAGE)
 def build(stage: Stage, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
     """A stage as a task run."""
     return stage.build(run, key, inputs)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def skipped(found: Built) -> Any:
-    """A stage whose result stands, shown as such in Prefect."""
-    return Completed(name="Skipped", message=f"{found.folder} stands under key {found.key[:8]}", data=found)
+@task(**retries.ONCE)
+def skipped(built: Built) -> Any:
+    """A stage whose result is up to date, shown as such in Prefect."""
+    return Completed(name="Skipped", message=f"{built.folder} is up to date, key {built.key[:8]}", data=built)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def summary(figures: dict[str, Any], count: int) -> str:
+    """The first figures that are numbers, on one line."""
+    numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return " · ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in [*numbers.items()][:count])

@@ -15,12 +15,14 @@ from model.data.filters import Overlap
 from model.data.prepare import Reports, in_order, on_this_machine, prepare
 from model.data.recipe import Recipe
 from model.errors import KodaError
+from model.figures import CorpusFigures
 from model.files import read_json, sha256
-from tasks.progress import progress, say
+from tasks import retries
+from tasks.progress import log_line, progress
 from tasks.section import OPERATIONAL, Section, weighted
-from tasks.stage import RETRIED, stage
+from tasks.stage import stage
 
-SHOWN = 3  # decisions about documents that are told; more of them are in notes.json
+SHOWN = 3  # decisions about documents that are printed; more of them are in notes.json
 TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 
 
@@ -32,7 +34,7 @@ class Tokenize(Section):
     on this machine (`docs:stdlib,numpy` for some of it). Several, each with how often it is read:
     {docs = 1, notes = 2.5}; where that is not whole, a document's hash decides."""
     text_column: str = "text"
-    """The column of JSONL, Parquet and Hub rows that holds the text."""
+    """The column of JSONL, Parquet and Hub rows that has the text."""
     split: str = "train"
     """The split of a Hub data set."""
     limit: NonNegativeInt = 0
@@ -83,27 +85,27 @@ class Tokenize(Section):
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
-@stage(version=2, resumes=True)
-def tokenize(out: Path, settings: Tokenize) -> dict[str, Any]:
+@stage(version=3, resumes=True)
+def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     """Text → tokenizer.json, train/ and heldout/."""
     figures = (_on_dask(settings) if settings.dask else _here)(out, settings)
-    dropped = [f"{count:,} {why}" for why, count in figures["dropped"].items()]
-    near = [f"{count:,} near an item of {name}" for name, count in figures["near_evaluation_items"].items()]
-    if told := ", ".join([*dropped, *near]):
-        say(f"tokenize   of {figures['read']:,} read: {told}")
-    if figures["encoder_why"]:
-        say(f"tokenize   encoded by {figures['encoder']}, not tiktoken: {figures['encoder_why']}")
+    dropped = [f"{count:,} {why}" for why, count in figures.dropped.items()]
+    near = [f"{count:,} near an item of {name}" for name, count in figures.near_evaluation_items.items()]
+    if counts := ", ".join([*dropped, *near]):
+        log_line(f"tokenize   of {figures.read:,} read: {counts}")
+    if figures.encoder_why:
+        log_line(f"tokenize   encoded by {figures.encoder}, not tiktoken: {figures.encoder_why}")
     notes: list[str] = read_json(out / "notes.json")
     for note in notes[:SHOWN]:
-        say(f"tokenize   {note}")
+        log_line(f"tokenize   {note}")
     if len(notes) > SHOWN:
-        say(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
+        log_line(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
     return figures
 
 
-@task(name="tokenize", **RETRIED)
-def _here(out: Path, settings: Tokenize) -> dict[str, Any]:
-    """On this machine; a worker that dies fails the task, which goes on at the blocks that stand."""
+@task(name="tokenize", **retries.STAGE)
+def _here(out: Path, settings: Tokenize) -> CorpusFigures:
+    """On this machine; a worker that dies fails the task, whose retry keeps the blocks that are done."""
     workers = settings.workers or len(os.sched_getaffinity(0))
     with progress("tokenize", 0) as watch:
         return prepare(out, settings.recipe(), on_this_machine(workers), watch.of, readers=workers)
@@ -114,7 +116,10 @@ def _on_dask(settings: Tokenize) -> Any:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
-        raise KodaError("tokenize.dask needs the extra `dask`: pip install 'koda[dask]'.") from None
+        raise KodaError(
+            "tokenize.dask needs the extra `dask`. In Koda's folder: "
+            "uv pip install --constraint requirements.lock --editable '.[dask]'"
+        ) from None
 
     read = [source for source in (*weighted(settings.source), settings.contamination) if source and _is_path(source)]
     if relative := [source for source in read if not Path(source).is_absolute()]:
@@ -128,7 +133,7 @@ def _on_dask(settings: Tokenize) -> Any:
     runner: Any = DaskTaskRunner(address=settings.dask)
 
     @flow(name="tokenize", task_runner=runner, persist_result=False, validate_parameters=False)
-    def spread_out(out: Path, settings: Tokenize) -> dict[str, Any]:
+    def spread_out(out: Path, settings: Tokenize) -> CorpusFigures:
         with progress("tokenize", 0) as watch:
             return prepare(out.absolute(), settings.recipe(), spread, watch.of)
 
@@ -139,7 +144,7 @@ def _is_path(source: str) -> bool:
     return not (sources.is_docs(source) or sources.is_hub(source))
 
 
-@task(name="tokenize parts", **RETRIED)
+@task(name="tokenize parts", **retries.STAGE)
 def parts(works: list[Work]) -> list[Report]:
     """Some parts, wherever the engine has room."""
     return [blocks.fill(work) for work in works]

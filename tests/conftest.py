@@ -1,4 +1,4 @@
-"""What the tests share. The environment is set before anything imports Prefect or JAX."""
+"""Fixtures of all tests. The environment is set before anything imports Prefect or JAX."""
 
 import os
 import shutil
@@ -22,7 +22,20 @@ from model.config import LlamaConfig
 from model.data import docs
 from model.data import tokenizer as tokenizers
 from model.llama import Llama
-from tests import pipeline
+from tests import leftovers, pipeline
+
+leftovers.mark()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A session that leaves a process running has failed, whichever of its tests started it."""
+    if hasattr(session.config, "workerinput"):  # a worker of pytest-xdist; its controller looks once all have ended
+        return
+    if running := leftovers.leftovers():
+        print("\nstill running after the tests:", *running, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 SHAPE = LlamaConfig(
     vocab_size=320,
@@ -42,11 +55,11 @@ def shape() -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def model() -> Llama:
-    """A random model whose matrices are large enough that every part of it shows in the logits."""
-    made = Llama(SHAPE, rngs=nnx.Rngs(0))
-    state = nnx.state(made, nnx.Param)
-    nnx.update(made, jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, state))
-    return made
+    """A random model whose matrices are large enough that every part of it affects the logits."""
+    network = Llama(SHAPE, rngs=nnx.Rngs(0))
+    state = nnx.state(network, nnx.Param)
+    nnx.update(network, jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, state))
+    return network
 
 
 @pytest.fixture(scope="session")
@@ -69,25 +82,26 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
-    """A folder with a small run through all stages, made by its real command, once. It is copied, and not changed."""
-    mine = tmp_path_factory.getbasetemp()
-    several = "PYTEST_XDIST_WORKER" in os.environ  # whose folders lie beside each other
-    return pipeline.made_once((mine.parent if several else mine) / "made", prose)
+def small_run(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    """A folder with a small run through all stages, built once by the real command. Tests work on copies of it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folders of several workers lie beside each other
+        folder = folder.parent
+    return pipeline.build_once(folder / "small-run", prose)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
-    """A folder with what a run reads."""
+    """A folder with the input files of a run."""
     folder = tmp_path_factory.mktemp("project")
     pipeline.lay_out(folder, prose)
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(project: Path, made: Path) -> Path:
-    """A small run that has gone through all stages there."""
-    return Path(shutil.copytree(made / "runs/small", project / "runs/small"))
+def finished_run(project: Path, small_run: Path) -> Path:
+    """A finished small run in `project`, copied from `small_run`."""
+    return Path(shutil.copytree(small_run / "runs/small", project / "runs/small"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as huggingface_hub 2.4 calls it, on a port of this machine, with its faults at hand.
+"""The Hugging Face Hub as huggingface_hub 2.4 calls it, on a port of this machine, with faults on demand.
 
     with Hub() as hub:
         api = HfApi(endpoint=hub.url, token=hub.token)  # another process: os.environ | hub.env
@@ -6,7 +6,7 @@
         hub.fail("/commit/main", 504)
 
 Models only, the branch main only, all in memory. Objects go by LFS: huggingface_hub 2.4 uploads by Xet wherever hf_xet
-is installed and asks no server whether it should, so the client needs HF_HUB_DISABLE_XET=1 (it is in `hub.env`).
+is installed and checks with no server, so the client needs HF_HUB_DISABLE_XET=1 (it is in `hub.env`).
 """
 
 import base64
@@ -38,18 +38,18 @@ Fault = int | Literal["drop", "cut", "lost"]
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of a commit, and whether git holds its bytes or a pointer to an LFS object."""
+    """A file of a commit, and whether git has its bytes or a pointer to an LFS object."""
 
     data: bytes
     lfs: bool
 
     @cached_property
     def about(self) -> Json:
-        """As the Hub describes it: `oid` is what `git hash-object` says of what git holds."""
+        """As the Hub describes it: `oid` is the `git hash-object` of what git has."""
         sha256, size = hashlib.sha256(self.data).hexdigest(), len(self.data)
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        held = pointer if self.lfs else self.data
-        oid = hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
+        stored = pointer if self.lfs else self.data
+        oid = hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
         lfs = {"oid": sha256, "sha256": sha256, "size": size, "pointerSize": len(pointer)}
         return {"oid": oid, "blobId": oid, "size": size, **({"lfs": lfs} if self.lfs else {})}
 
@@ -85,8 +85,8 @@ class Repo:
         return {path: blob.data for path, blob in self.head.tree.items()}
 
     def at(self, revision: str) -> Commit:
-        found = [commit for commit in self.commits if revision in ("main", commit.oid)]
-        return found[-1] if found else refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        matches = [commit for commit in self.commits if revision in ("main", commit.oid)]
+        return matches[-1] if matches else refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
 class Hub:
@@ -103,7 +103,7 @@ class Hub:
         self.lock = threading.Lock()
         self._faults: list[tuple[str, Fault]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
-        self._server.daemon_threads = True  # a client's idle connection holds up nobody
+        self._server.daemon_threads = True  # a client's idle connection blocks nobody
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.env = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HUB_DISABLE_XET": "1"}
 
@@ -119,7 +119,7 @@ class Hub:
         """The next `times` requests whose "METHOD path" contains `match` go wrong.
 
         A number is the status of the answer. "drop" reads the request and hangs up, "cut" hangs up in the middle of
-        the request, "lost" does what was asked and hangs up instead of saying so.
+        the request, "lost" does what was requested and hangs up instead of replying.
         """
         with self.lock:
             self._faults += [(match, how)] * times
@@ -232,17 +232,17 @@ class Handler(BaseHTTPRequestHandler):
     @endpoint("POST", "/api/repos/create")
     def create_repo(self) -> Json:
         """HfApi.create_repo, which reads the address from the 409 too when `exist_ok` is set"""
-        user, asked = self.user(), self.json
-        name = f"{asked.get('organization') or user}/{asked['name']}"
+        user, request = self.user(), self.json
+        name = f"{request.get('organization') or user}/{request['name']}"
         if not name.startswith(f"{user}/"):
             refuse(403, f"{user} has no rights to create {name}")
-        found = {"url": f"{self.hub.url}/{name}", "name": name}
+        created = {"url": f"{self.hub.url}/{name}", "name": name}
         if name in self.hub.repos:
-            refuse(409, {"error": "You already created this model repo", **found})
+            refuse(409, {"error": "You already created this model repo", **created})
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS)
         first = Commit("initial commit", {".gitattributes": Blob(attributes.encode(), lfs=False)})
-        self.hub.repos[name] = Repo(asked.get("visibility") == "private", [first])
-        return found
+        self.hub.repos[name] = Repo(request.get("visibility") == "private", [first])
+        return created
 
     @endpoint("GET", f"/api/models/{REPO}(?:/revision/{REVISION})?")
     def model_info(self, name: str, revision: str = "main") -> Json:
@@ -257,8 +257,8 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, name: str, revision: str, path: str = "") -> list[Json]:
         """HfApi.list_repo_tree, and with it list_repo_files, upload_folder(delete_patterns=…) and snapshot_download"""
         folder, deep = f"{path}/" if path else "", self.query.get("recursive") == "true"
-        found = listing(self.repo(name).at(revision).tree)
-        below = [file for file in found.values() if file["path"].startswith(folder)]
+        entries = listing(self.repo(name).at(revision).tree)
+        below = [file for file in entries.values() if file["path"].startswith(folder)]
         if path and not below:
             refuse(404, f"{path} does not exist on {revision}", "EntryNotFound")
         return [file for file in below if deep or "/" not in file["path"][len(folder) :]]
@@ -266,8 +266,8 @@ class Handler(BaseHTTPRequestHandler):
     @endpoint("POST", f"/api/models/{REPO}/paths-info/{REVISION}")
     def paths_info(self, name: str, revision: str) -> list[Json]:
         """HfApi.get_paths_info, which sends a form; what is not there is left out"""
-        found = listing(self.repo(name).at(revision).tree)
-        return [found[path] for path in parse_qs(self.body.decode())["paths"] if path in found]
+        entries = listing(self.repo(name).at(revision).tree)
+        return [entries[path] for path in parse_qs(self.body.decode())["paths"] if path in entries]
 
     @endpoint("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Json:
@@ -286,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @endpoint("POST", f"/api/models/{REPO}/preupload/{REVISION}")
     def preupload(self, name: str, revision: str) -> Json:
-        """_commit_api._fetch_upload_modes; the client takes a file for unchanged if it has the `oid` given here"""
+        """_commit_api._fetch_upload_modes; the client takes a file for unchanged if it has this `oid`"""
         there, files = self.repo(name, write=True).at(revision).tree, []
         for path, size in ((file["path"], file["size"]) for file in self.json["files"]):
             lfs = size > LFS_SIZE or any(fnmatch(path, pattern) for pattern in LFS)
@@ -299,24 +299,24 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_batch(self, name: str) -> Json:
         """lfs.post_lfs_batch_info: where to send each object, if it is not here"""
         objects, repo, hub = self.json["objects"], self.repo(name, write=True), self.hub
-        for wanted in (wanted for wanted in objects if wanted["oid"] not in repo.objects):
-            storage = f"{hub.url}/storage/{name}/{wanted['oid']}"
+        for missing in (each for each in objects if each["oid"] not in repo.objects):
+            storage = f"{hub.url}/storage/{name}/{missing['oid']}"
             upload: Json = {"href": storage}
-            if wanted["size"] > hub.multipart_size:
-                numbers = range(1, ceil(wanted["size"] / hub.multipart_size) + 1)
+            if missing["size"] > hub.multipart_size:
+                numbers = range(1, ceil(missing["size"] / hub.multipart_size) + 1)
                 upload["href"] = f"{hub.url}/api/complete_multipart?name={name}"
                 upload["header"] = {
                     "chunk_size": str(hub.multipart_size),
                     **{str(n): f"{storage}/{n}" for n in numbers},
                 }
-            wanted["actions"] = {"upload": upload, "verify": {"href": f"{hub.url}/{name}.git/info/lfs/verify"}}
+            missing["actions"] = {"upload": upload, "verify": {"href": f"{hub.url}/{name}.git/info/lfs/verify"}}
         return {"transfer": "basic", "objects": objects}
 
     @endpoint("PUT", rf"/storage/{REPO}/{OID}(?:/(?P<part>\d+))?")
     def put_object(self, name: str, oid: str, part: str | None = None) -> bytes:
         """lfs._upload_single_part, lfs._upload_parts_iteratively: as to any storage, without the token"""
         if part is None:
-            self.keep(name, oid, self.body)
+            self.store(name, oid, self.body)
         else:
             self.hub.parts.setdefault((name, oid), {})[int(part)] = self.body
         self.hub.received += len(self.body)
@@ -330,10 +330,10 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.hub.parts.get((name, oid), {})
         if [part["etag"] for part in self.json["parts"]] != [f'"{number}"' for number in sorted(parts)]:
             refuse(400, "InvalidPart")
-        self.keep(name, oid, b"".join(parts[number] for number in sorted(parts)))
+        self.store(name, oid, b"".join(parts[number] for number in sorted(parts)))
         return {"success": True}
 
-    def keep(self, name: str, oid: str, data: bytes) -> None:
+    def store(self, name: str, oid: str, data: bytes) -> None:
         if hashlib.sha256(data).hexdigest() != oid:
             refuse(400, "BadDigest")
         self.hub.repos[name].objects[oid] = data
@@ -384,10 +384,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def listing(tree: dict[str, Blob]) -> dict[str, Json]:
     """Every file and folder as the Hub describes it, by path."""
-    found: dict[str, Json] = {}
+    entries: dict[str, Json] = {}
     for path, blob in sorted(tree.items()):
         for parent in (path[: slash.start()] for slash in re.finditer("/", path)):
             oid = hashlib.sha1(parent.encode()).hexdigest()
-            found[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0}
-        found[path] = {"type": "file", "path": path, **blob.about}
-    return found
+            entries[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0}
+        entries[path] = {"type": "file", "path": path, **blob.about}
+    return entries

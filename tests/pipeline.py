@@ -1,4 +1,4 @@
-"""A run that is small enough to be made in a test: its settings, its text and its commands."""
+"""A run that is small enough for a test: its settings, its text and its commands."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model.files import hold
-from model.training.protocol import Heartbeat
+from model.files import lock_file
+from model.training.heartbeat import Heartbeat
 
 KODA = str(Path(sys.executable).with_name("koda"))
 SMALL = {
@@ -45,21 +45,21 @@ def lay_out(folder: Path, prose: str) -> None:
 
 
 def command(name: str, **changes: str) -> list[str]:
-    """The command that makes such a run."""
+    """The command of such a run, with the settings that a test `changes`."""
     settings = {**SMALL, **changes}
     return [KODA, "run", "--name", name, *(part for k, v in settings.items() for part in ("--set", f"{k}={v}"))]
 
 
 def run(folder: Path, *arguments: str) -> str:
     """Run a command that must succeed; returns what it printed."""
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    ended = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
-def made_once(folder: Path, prose: str) -> Path:
-    """The run, through all stages, in `folder`, where the first of several processes that want it makes it."""
-    with hold(folder.with_suffix(".lock"), str(folder), 600):
+def build_once(folder: Path, prose: str) -> Path:
+    """The run, through all stages, in `folder`; of several processes that need it, the first builds it."""
+    with lock_file(folder.with_suffix(".lock"), str(folder), 600):
         if not folder.exists():
             building = folder.with_suffix(".building")
             shutil.rmtree(building, ignore_errors=True)
@@ -75,7 +75,7 @@ def status(folder: Path, name: str) -> dict[str, Any]:
 
 
 def await_step(folder: Path, step: int, flow: subprocess.Popen) -> int:
-    """Wait until the training has got that far; returns the trainer's process number."""
+    """Wait until the training has reached `step`; returns the process ID of the trainer."""
     deadline = time.monotonic() + 300
     while True:
         assert time.monotonic() < deadline and flow.poll() is None

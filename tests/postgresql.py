@@ -1,4 +1,4 @@
-"""A PostgreSQL of its own on this machine, from Debian's package, gone with the `with` block.
+"""A PostgreSQL of its own on this machine, from Debian's package, for the duration of a `with` block.
 
 with PostgreSQL() as database:
     subprocess.run(["koda", "up"], env=os.environ | database.env)
@@ -44,7 +44,7 @@ class PostgreSQL:
 
     @property
     def env(self) -> dict[str, str]:
-        """What has a Prefect server keep everything in it."""
+        """The environment of a Prefect server whose database it is."""
         address = f"postgresql+asyncpg://{self.user}:{self.password}@127.0.0.1:{self.port}/postgres"
         return {"PREFECT_SERVER_DATABASE_CONNECTION_URL": address}
 
@@ -53,18 +53,18 @@ class PostgreSQL:
         return self._run("psql", "--host=127.0.0.1", f"--port={self.port}", "-U", self.user, "-Atc", query, "postgres")
 
     def _run(self, command: str, *arguments: str) -> str:
-        """One of its commands. The output goes to a file, for the server that pg_ctl leaves behind holds that open."""
+        """One of its commands. The output goes to a file, for the server that pg_ctl leaves behind has it open."""
         environment = {**os.environ, "PGDATA": str(self.folder / "data"), "PGPASSWORD": self.password}
-        with tempfile.TemporaryFile("w+") as told:
+        with tempfile.TemporaryFile("w+") as log:
             done = subprocess.run(
                 [self.commands / command, *arguments],
                 cwd=self.folder,
                 env=environment,
-                stdout=told,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 **self._as_user,
             )
-            told.seek(0)
-            output = told.read()
+            log.seek(0)
+            output = log.read()
         assert done.returncode == 0, output
         return output.strip()

@@ -58,14 +58,14 @@ def published(hub: Hub) -> dict[str, bytes]:
     return {path: data for path, data in hub.repos[NAME].files.items() if path != ".gitattributes"}
 
 
-def test_a_folder_is_published_once(hub: Hub, api: HfApi, folder: Path) -> None:
+def test_unchanged_files_are_not_published_again(hub: Hub, api: HfApi, folder: Path) -> None:
     """Unchanged files are not sent again, and make no commit; a changed one goes alone."""
     first = api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="first")
     assert published(hub) == contents(folder)
     assert hub.received == len(WEIGHTS)
 
-    again = api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="again")
-    assert again.oid == first.oid == hub.repos[NAME].head.oid
+    second = api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="second")
+    assert second.oid == first.oid == hub.repos[NAME].head.oid
     assert hub.received == len(WEIGHTS)
 
     (folder / "README.md").write_bytes(CARD + b"More.\n")
@@ -87,7 +87,7 @@ upload_folder(repo_id={NAME!r}, folder_path={str(folder)!r})
     assert not hub.repos[NAME].private
 
 
-def test_what_comes_back_is_what_went_out(hub: Hub, api: HfApi, folder: Path, tmp_path: Path) -> None:
+def test_download_equals_upload(hub: Hub, api: HfApi, folder: Path, tmp_path: Path) -> None:
     api.upload_folder(repo_id=NAME, folder_path=folder)
     assert contents(Path(api.snapshot_download(NAME, local_dir=tmp_path / "back"))).items() >= contents(folder).items()
     assert Path(api.hf_hub_download(NAME, "README.md", cache_dir=tmp_path / "cache")).read_bytes() == CARD
@@ -105,7 +105,7 @@ def test_what_comes_back_is_what_went_out(hub: Hub, api: HfApi, folder: Path, tm
         api.model_info(NAME, revision="nothing")
 
 
-def test_a_large_object_goes_in_parts(hub: Hub, api: HfApi, folder: Path) -> None:
+def test_large_object_is_sent_in_parts(hub: Hub, api: HfApi, folder: Path) -> None:
     hub.multipart_size = 300_000
     hub.fail("PUT /storage/", 500)
     api.upload_folder(repo_id=NAME, folder_path=folder)
@@ -114,7 +114,7 @@ def test_a_large_object_goes_in_parts(hub: Hub, api: HfApi, folder: Path) -> Non
     assert parts == ["/1", "/1", "/2", "/3", "/4"]
 
 
-def test_the_token_is_asked_for(hub: Hub, api: HfApi) -> None:
+def test_token_is_required(hub: Hub, api: HfApi) -> None:
     assert api.whoami()["name"] == "user"
     for token in ("hf_wrong", False):
         with pytest.raises(HfHubHTTPError) as refused:
@@ -134,7 +134,7 @@ def test_the_token_is_asked_for(hub: Hub, api: HfApi) -> None:
     assert list(hub.repos) == [NAME]
 
 
-def test_a_card_without_a_licence_is_refused_before_anything_is_sent(hub: Hub, api: HfApi, folder: Path) -> None:
+def test_card_without_a_licence_is_refused_before_anything_is_sent(hub: Hub, api: HfApi, folder: Path) -> None:
     for card in ("# Tiny\n", "---\nlanguage: en\n---\n", "---\nlicense: [\n---\n"):
         (folder / "README.md").write_text(card)
         with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
@@ -143,7 +143,7 @@ def test_a_card_without_a_licence_is_refused_before_anything_is_sent(hub: Hub, a
 
 
 @pytest.mark.parametrize("fault", [504, 429, "drop", "cut", "lost"])
-def test_an_object_is_sent_again_after_a_fault(hub: Hub, api: HfApi, folder: Path, fault: int | str) -> None:
+def test_object_is_sent_again_after_a_fault(hub: Hub, api: HfApi, folder: Path, fault: int | str) -> None:
     hub.fail("PUT /storage/", fault)
     api.upload_folder(repo_id=NAME, folder_path=folder)
     assert published(hub) == contents(folder)
@@ -151,7 +151,7 @@ def test_an_object_is_sent_again_after_a_fault(hub: Hub, api: HfApi, folder: Pat
 
 
 @pytest.mark.parametrize(("fault", "error"), [(504, HfHubHTTPError), ("drop", HTTPError), ("cut", HTTPError)])
-def test_a_commit_that_fails_leaves_what_was_there(
+def test_failed_commit_leaves_the_repository_unchanged(
     hub: Hub, api: HfApi, folder: Path, fault: int | str, error: type[Exception]
 ) -> None:
     api.upload_folder(repo_id=NAME, folder_path=folder)
@@ -165,16 +165,16 @@ def test_a_commit_that_fails_leaves_what_was_there(
     assert published(hub) == contents(folder)
 
 
-def test_a_commit_whose_answer_is_lost_is_found_the_next_time(hub: Hub, api: HfApi, folder: Path) -> None:
+def test_commit_whose_reply_is_lost_is_not_repeated(hub: Hub, api: HfApi, folder: Path) -> None:
     hub.fail("/commit/main", "lost")
     with pytest.raises(HTTPError):
         api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="first")
     assert published(hub) == contents(folder)
-    api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="again")
+    api.upload_folder(repo_id=NAME, folder_path=folder, commit_message="second")
     assert [commit.message for commit in hub.repos[NAME].commits] == ["initial commit", "first"]
 
 
-def test_a_commit_is_whole_or_not_at_all(hub: Hub, api: HfApi) -> None:
+def test_commit_is_atomic(hub: Hub, api: HfApi) -> None:
     api.upload_file(path_or_fileobj=b"old", path_in_repo="notes/old.txt", repo_id=NAME)
     before = hub.repos[NAME].head
 

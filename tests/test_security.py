@@ -1,4 +1,4 @@
-"""What must never be: code that runs because a file says so, and runs that every user of a machine can read."""
+"""No code runs because a file was read, and no run can be read by every user of its machine."""
 
 import re
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.run import Run
+from tasks.runs.run import Run
 
 PROJECT = Path(__file__).parents[1]
 
@@ -14,14 +14,14 @@ PROJECT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "forbidden", [r"\bpickle\b", r"allow_pickle\s*=\s*True", r"trust_remote_code\s*=\s*True", r"torch\.load"]
 )
-def test_no_file_is_read_that_could_run(forbidden: str) -> None:
+def test_no_format_is_read_that_can_run_code(forbidden: str) -> None:
     """Weights are safetensors, GGUF or arrays with a checksum, text is JSON and numpy's plain arrays."""
     ours = [path for folder in ("flows", "tasks", "model") for path in (PROJECT / folder).rglob("*.py")]
     assert len(ours) > 80
     assert not [path for path in ours if re.search(forbidden, path.read_text())]
 
 
-def test_a_run_is_not_for_every_user_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_users_cannot_read_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KODA_RUNS", str(tmp_path))
     with Run("mine"):
         pass

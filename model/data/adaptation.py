@@ -1,5 +1,4 @@
-"""What a model reads while it gets used to a longer context: long documents, and conversations so that it goes on
-answering."""
+"""Rows to adapt a model to a longer context: long documents, and conversations so that it keeps answering."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,43 +11,44 @@ from model.data.chat import Tokens
 from model.data.packing import Rows
 from model.data.shards import STARTS, TRAINED, Shards
 from model.errors import KodaError
+from model.figures import AdaptationFigures
 
 
 def build(
     out: str, tokens: str, conversations: str, old_context: int, context: int, rows: int, chat_share: float
-) -> dict[str, int]:
-    """Write rows of `context + 1` tokens to `out`: about `rows` of them, `chat_share` of these conversations.
+) -> AdaptationFigures:
+    """Write about `rows` rows of `context + 1` tokens to `out`, a `chat_share` of them conversations.
 
-    The rest is cut from training documents longer than `old_context`, in their order. Raises KodaError where there is
-    no such document.
+    The others are cut from training documents longer than `old_context`, in their order. Raises KodaError where these
+    are too few for one row.
     """
-    learned = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
-    end = tokenizers.end_of_text(learned)
-    writer = Rows(Path(out), learned.get_vocab_size(), context, end)
+    tokenizer = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
+    end = tokenizers.end_of_text(tokenizer)
+    writer = Rows(Path(out), tokenizer.get_vocab_size(), context, end)
     documents = long = 0
-    held = np.empty(0, np.int32)
+    pending = np.empty(0, np.int32)
     for document in _long_documents(Shards(Path(tokens) / "train"), old_context, end):
-        documents, held = documents + 1, np.concatenate([held, document])
-        while len(held) > context and long < rows * (1 - chat_share):
-            row, held, long = held[: context + 1], held[context + 1 :], long + 1
+        documents, pending = documents + 1, np.concatenate([pending, document])
+        while len(pending) > context and long < rows * (1 - chat_share):
+            row, pending, long = pending[: context + 1], pending[context + 1 :], long + 1
             writer.add(Tokens(row.tolist(), [True] * len(row)))
         if long >= rows * (1 - chat_share):
             break
     if not long:
         raise KodaError(
             f"extend.steps: the training text has {documents} document(s) longer than {old_context} tokens, too few "
-            f"for one row of {context + 1}. extend.steps=0 changes the positions and not the weights."
+            f"for one row of {context + 1}. With extend.steps=0, the positions change and the weights do not."
         )
     for conversation in _conversations(Shards(Path(conversations) / "train")):
         if writer.rows >= long / (1 - chat_share):
             break
         writer.add(conversation)
     writer.close()
-    return {"long_documents": documents, "long_rows": long, "chat_rows": writer.rows - long}
+    return AdaptationFigures(long_documents=documents, long_rows=long, chat_rows=writer.rows - long)
 
 
 def _long_documents(shards: Shards, longer_than: int, end: int) -> Iterator[np.ndarray]:
-    """The documents of more tokens than that which end in the shard they begin in."""
+    """The documents of more than `longer_than` tokens that are in one shard from beginning to end."""
     for tokens, starts in zip(shards.tokens, shards.documents(), strict=True):
         for start, stop in pairwise(starts):
             if stop - start > longer_than and tokens[stop - 1] == end:
@@ -56,7 +56,7 @@ def _long_documents(shards: Shards, longer_than: int, end: int) -> Iterator[np.n
 
 
 def _conversations(shards: Shards) -> Iterator[Tokens]:
-    """The conversations in packed rows, without what fills the rows up."""
+    """The conversations in packed rows, without the padding."""
     assert shards.marks is not None
     for tokens, marks in zip(shards.tokens, shards.marks, strict=True):
         edges = [*np.flatnonzero(marks & STARTS), len(tokens)]

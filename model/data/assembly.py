@@ -1,8 +1,8 @@
-"""Blocks, in their order → the shards of the corpus: duplicates out, weights applied, held-out documents put aside.
+"""Blocks, in their order → the shards of the corpus: duplicates removed, weights applied, held-out documents separated.
 
-What is decided here depends on all documents before, so that one process does it, from the blocks' indexes alone. It is
-cheap, and begins anew after an interruption: the shards that stand are passed over, and blocks whose tokens all lie in
-whole shards are removed on the way.
+Each decision here depends on all earlier documents, so that one process makes them, from the blocks' indexes alone. It
+is cheap, and starts from the beginning after an interruption: complete shards are kept and not written again. A block
+is removed as soon as all of its tokens are in complete shards.
 """
 
 import collections
@@ -18,13 +18,13 @@ from model.data.shards import ShardWriter
 
 
 class Seen:
-    """A growing set of 64-bit hashes: 8 bytes for each, in sorted runs that are merged as they become equal in size."""
+    """A growing set of 64-bit hashes: 8 bytes each, in sorted runs; runs of similar size are merged."""
 
     def __init__(self) -> None:
         self._runs: list[np.ndarray] = []
 
     def add(self, hashes: np.ndarray) -> np.ndarray:
-        """`[n]` bool: which of these are here for the first time."""
+        """`[n]` bool: which of these were not in the set and occur here for the first time."""
         values, first = np.unique(hashes, return_index=True)
         new = np.ones(len(values), bool)
         for run in self._runs:
@@ -40,31 +40,38 @@ class Seen:
 
 
 class Assembly:
-    """Takes parts in their order; `close` makes the folder of shards whole."""
+    """Takes the reports of parts in their order; `close` completes the folder of shards."""
 
-    def __init__(self, out: Path, folder: Path, vocab_size: int, recipe: Recipe, documents: IO[bytes]):
-        """`folder` holds the blocks; `documents` takes the held-out texts as JSON lines."""
-        self.folder, self.recipe, self.documents = folder, recipe, documents
+    def __init__(self, out: Path, folder: Path, vocab_size: int, recipe: Recipe, texts: IO[bytes]):
+        """`folder` contains the blocks; the held-out documents are written to `texts` as JSON lines."""
+        self.folder, self.recipe, self.texts = folder, recipe, texts
         self.train = ShardWriter(out / "train", vocab_size, recipe.shard_tokens, resumes=True)
         self.heldout = ShardWriter(out / "heldout", vocab_size, recipe.shard_tokens)
         self.kept: collections.Counter[str] = collections.Counter()  # documents by source
         self.dropped: collections.Counter[str] = collections.Counter()
         self.near: collections.Counter[str] = collections.Counter()
         self.notes: list[str] = []
-        self.sources: list[tuple[str, int]] = []  # of the held-out documents, in their order: each, and how many
-        self.read = self.learned = self.held = self.train_bytes = self.heldout_bytes = self.longest = 0
-        self.ends = 0  # documents of the training part, counted as often as they stand in it
-        self.longest_name = ""
-        self.copies = 0  # documents whose text was there before, kept or not
+        self.sources: list[tuple[str, int]] = []  # of consecutive held-out documents: their source and number
+        self.read = 0  # documents, before any was left out
+        self.train_documents = self.heldout_documents = self.train_bytes = self.heldout_bytes = 0
+        self.longest, self.longest_name = 0, ""  # characters
+        self.ends = 0  # end-of-text tokens of the training part: its documents, repeated ones as often as they occur
+        self.copies = 0  # documents whose text occurred before, kept or not
         self._seen = Seen()
-        self._standing: collections.deque[tuple[int, Path]] = collections.deque()  # tokens until here, in this file
+        # Blocks whose tokens are not yet all in complete shards: the stream's position after the block, and its file.
+        self._unwritten: collections.deque[tuple[int, Path]] = collections.deque()
+
+    @property
+    def documents(self) -> int:
+        """Documents of both parts."""
+        return self.train_documents + self.heldout_documents
 
     def full(self, source: str) -> bool:
-        """Has this source given as many documents as the recipe asks for?"""
+        """Has this source reached the recipe's limit of documents?"""
         return bool(self.recipe.limit) and self.kept[source] >= self.recipe.limit
 
     def add(self, part: int, source: str, report: Report) -> None:
-        """The blocks of a part that is through."""
+        """Add the blocks of a part that was read to its end."""
         self.read += report.read
         self.dropped.update(report.dropped)
         self.near.update(report.near)
@@ -75,7 +82,7 @@ class Assembly:
             self._block(part, number, source)
 
     def close(self, **facts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Write what is left; returns the manifests of the training part and of the held-out one."""
+        """Write the last shards; returns the manifests of the training part and of the held-out part."""
         train = self.train.close(bytes=self.train_bytes, **facts)
         return train, self.heldout.close(bytes=self.heldout_bytes, **facts)
 
@@ -90,41 +97,43 @@ class Assembly:
         if self.recipe.limit:
             keep &= np.cumsum(keep) <= self.recipe.limit - self.kept[source]
         self.kept[source] += int(keep.sum())
-        held = blocks.heldout(block.hashes, self.recipe.heldout_fraction)
-        self._hold_out(block, held, keep, source)
-        self._learn(block, part, number, held, keep, source)
+        heldout = blocks.heldout(block.hashes, self.recipe.heldout_fraction)
+        self._add_heldout(block, heldout, keep, source)
+        self._add_train(block, part, number, heldout, keep, source)
 
-    def _hold_out(self, block: Block, held: np.ndarray, keep: np.ndarray, source: str) -> None:
-        chosen = keep[held]
-        lengths = block.lengths[held]
+    def _add_heldout(self, block: Block, heldout: np.ndarray, keep: np.ndarray, source: str) -> None:
+        chosen = keep[heldout]
+        lengths = block.lengths[heldout]
         self.heldout.extend(block.heldout_tokens[np.repeat(chosen, lengths)], lengths[chosen])
         texts = block.heldout_texts.tobytes().splitlines(keepends=True)
-        self.documents.writelines(text for text, taken in zip(texts, chosen, strict=True) if taken)
-        self.held += int(chosen.sum())
+        self.texts.writelines(text for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen)
+        self.heldout_documents += int(chosen.sum())
         if self.sources and self.sources[-1][0] == source:
             self.sources[-1] = (source, self.sources[-1][1] + int(chosen.sum()))
         else:
             self.sources.append((source, int(chosen.sum())))
-        self.heldout_bytes += int(block.sizes[held][chosen].sum())
+        self.heldout_bytes += int(block.sizes[heldout][chosen].sum())
 
-    def _learn(self, block: Block, part: int, number: int, held: np.ndarray, keep: np.ndarray, source: str) -> None:
-        """Give the training documents to the shards as often as their source's weight says."""
-        lengths, sizes, hashes = (array[~held] for array in (block.lengths, block.sizes, block.hashes))
+    def _add_train(
+        self, block: Block, part: int, number: int, heldout: np.ndarray, keep: np.ndarray, source: str
+    ) -> None:
+        """Add the training documents to the shards, as often as their source's weight requires."""
+        lengths, sizes, hashes = (array[~heldout] for array in (block.lengths, block.sizes, block.hashes))
         file, tokens, weight = blocks.tokens(self.folder, part, number), None, self.recipe.source[source]
         while weight > 0:
-            # Other bits of the hash than those that hold out decide which documents a fraction takes.
+            # A fraction selects documents by other bits of the hash than the held-out part.
             share = (hashes * np.uint64(0x9E3779B97F4A7C15)).astype(np.float64) < min(weight, 1) * 2**64
-            chosen = keep[~held] & share
-            self.learned += int(chosen.sum()) if weight == self.recipe.source[source] else 0
+            chosen = keep[~heldout] & share
+            self.train_documents += int(chosen.sum()) if weight == self.recipe.source[source] else 0
             self.ends += int(chosen.sum())
             self.train_bytes += int(sizes[chosen].sum())
             count = int(lengths[chosen].sum())
-            if self.train.given + count <= self.train.written:
+            if self.train.position + count <= self.train.written:
                 self.train.skip(count)
             else:
                 tokens = np.load(file, allow_pickle=False) if tokens is None else tokens
                 self.train.extend(tokens[np.repeat(chosen, lengths)], lengths[chosen])
             weight -= 1
-        self._standing.append((self.train.given, file))
-        while self._standing and self._standing[0][0] <= self.train.written:
-            self._standing.popleft()[1].unlink(missing_ok=True)
+        self._unwritten.append((self.train.position, file))
+        while self._unwritten and self._unwritten[0][0] <= self.train.written:
+            self._unwritten.popleft()[1].unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""One part of a source → blocks on disk: what a worker does, wherever it runs.
+"""One part of a source → blocks on disk: the work of one worker, on any machine.
 
-A block holds some 8 MB of text as tokens, cut between documents. What is in it is a function of the part and the
-recipe alone, so that it does not matter who made it, or how often the making was interrupted. Of each there are
+A block is some 8 MB of text as tokens, cut between documents. Its content is a function of the part and the recipe
+alone, so that it does not depend on which worker wrote it or on interruptions. Each block has two files:
 
     000012.0003.tokens.npy    the training documents' tokens, one after the other
-    000012.0003.npz           for every document kept: hash, tokens, bytes; the held-out ones' tokens and texts
+    000012.0003.npz           for every document kept: hash, tokens, bytes; the held-out documents' tokens and texts
 
-and when a part is through, `000012.json` says how many blocks it has and what was left out of them, and why. The
-second file is written after the first and makes the block count.
+The second is written after the first; the block exists when both do. When the part was read to its end, `000012.json`
+records the number of its blocks, and which documents were left out and why.
 """
 
 import collections
@@ -30,16 +30,16 @@ from model.data.recipe import Recipe
 from model.data.shards import token_type
 from model.data.sources import Part
 from model.errors import KodaError
-from model.files import finished, read_json, write_json
+from model.files import atomic_write, read_json, write_json
 
 CHARACTERS = 8 << 20  # of text in a block
-NAMED = 20  # of each kind in a part are told one by one, of the rest how many there are
+NAMED = 20  # notes of each kind in a part; of the others only the number is noted
 
 
 class Work(NamedTuple):
-    """A part to be read, as it is given to a worker."""
+    """A part to be read by a worker."""
 
-    folder: str  # where the blocks go
+    folder: str  # of the blocks
     tokenizer: str  # the tokenizer.json
     number: int
     part: Part
@@ -50,32 +50,32 @@ class Work(NamedTuple):
 
 @dataclass
 class Report:
-    """What became of a part: how many blocks, what was dropped and why, and what a person should hear of."""
+    """The result of reading a part: number of blocks, what was dropped and why, and notes for the user."""
 
     blocks: int = 0
-    read: int = 0  # documents, good or bad
-    dropped: dict[str, int] = field(default_factory=dict)
+    read: int = 0  # documents, before any was left out
+    dropped: dict[str, int] = field(default_factory=dict)  # documents by reason
     near: dict[str, int] = field(default_factory=dict)  # documents near an item of an evaluation file, by its name
     notes: list[str] = field(default_factory=list)
     longest: int = 0  # characters
     longest_name: str = ""
-    error: str = ""  # why the part was not read to its end: said when it is needed, and not when it was only read ahead
+    error: str = ""  # why the part was not read to its end; raised only if the part is needed, not if it was read ahead
 
 
 class Block(NamedTuple):
-    """A block's index; its training tokens are in the file beside it."""
+    """A block's index; its training tokens are in a file of their own."""
 
     hashes: np.ndarray  # [documents] uint64
-    lengths: np.ndarray  # [documents] uint32: tokens, with the one that ends the document
+    lengths: np.ndarray  # [documents] uint32: tokens, with the end-of-text token
     sizes: np.ndarray  # [documents] uint32: bytes
     heldout_tokens: np.ndarray
     heldout_texts: np.ndarray  # JSON lines of the held-out documents, in bytes
 
 
 def fill(work: Work) -> Report:
-    """Read the part, keep what the recipe keeps, and write its blocks; those that stand are passed over.
+    """Read the part, filter its documents, and write its blocks; existing blocks are kept.
 
-    Where the recipe refuses something, the report says so.
+    Where the recipe refuses bad input, the report contains the error.
     """
     folder, recipe = Path(work.folder), work.recipe
     encoder, end = _encoder(work.tokenizer, work.fast)
@@ -92,56 +92,56 @@ def fill(work: Work) -> Report:
 
 
 def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterator[Document]:
-    """The documents of a part that are worth learning from; what is left out is counted in `report`.
+    """The documents of a part that the recipe keeps; those left out are counted in `report`.
 
     Raises KodaError for bad input where the recipe refuses it.
     """
     overlap = _overlap(recipe.contamination) if recipe.contamination else None
     dropped: collections.Counter[str] = collections.Counter()
     near: collections.Counter[str] = collections.Counter()
-    told: collections.Counter[str] = collections.Counter()
+    notes: collections.Counter[str] = collections.Counter()  # by kind
 
     def note(line: str, kind: str = "") -> None:
-        told[kind] += 1
-        if told[kind] <= NAMED:
+        notes[kind] += 1
+        if notes[kind] <= NAMED:
             report.notes.append(line)
 
-    different: set[int] = set()  # hashes of what is kept, where there is a limit to it
-    for found in sources.documents(part, recipe, note, readers):
+    distinct: set[int] = set()  # hashes of the documents kept, where the recipe limits their number
+    for item in sources.documents(part, recipe, note, readers):
         report.read += 1
-        if isinstance(found, Flaw):
-            if recipe.bad_input == "refuse" and found.reason != EMPTY:
+        if isinstance(item, Flaw):
+            if recipe.bad_input == "refuse" and item.reason != EMPTY:
                 raise KodaError(
-                    f"{found.name}: {found.detail}. Mend it, take it out of tokenize.source, or leave all such out "
-                    "with tokenize.bad_input=skip, which counts and names them."
+                    f"{item.name}: {item.detail}. Fix it, remove it from tokenize.source, or set "
+                    "tokenize.bad_input=skip, which leaves out, counts and names all such input."
                 )
-            note(f"{found.name} was left out: {found.detail}", found.reason)
-            why = found.reason
+            note(f"{item.name} was left out: {item.detail}", item.reason)
+            why = item.reason
         else:
-            why = reason(found.text, recipe)
-            if not why and overlap and (owner := overlap.near(found.text)):
-                near[owner] += 1
-                note(f"{found.name} shares 13 words in a row with an item of {owner}", "near")
+            why = reason(item.text, recipe)
+            if not why and overlap and (file := overlap.near(item.text)):
+                near[file] += 1
+                note(f"{item.name} shares 13 words in a row with an item of {file}", "near")
                 why = "contaminated" if recipe.drop_contaminated else ""
         if why:
             dropped[why] += 1
         else:
-            assert isinstance(found, Document)
-            if len(found.text) > report.longest:
-                report.longest, report.longest_name = len(found.text), found.name
-            yield found
+            assert isinstance(item, Document)
+            if len(item.text) > report.longest:
+                report.longest, report.longest_name = len(item.text), item.name
+            yield item
             if recipe.limit:
-                different.add(hash_of(found.text) if recipe.deduplicate else len(different))
-                if len(different) == recipe.limit:
+                distinct.add(hash_of(item.text) if recipe.deduplicate else len(distinct))
+                if len(distinct) == recipe.limit:
                     break
     report.dropped, report.near = dict(dropped), dict(near)
-    for kind, count in told.items():
+    for kind, count in notes.items():
         if count > NAMED:
             report.notes.append(f"… and {count - NAMED:,} more {kind or 'read as Windows-1252'} in the same part")
 
 
 def is_heldout(text: str, fraction: float) -> bool:
-    """Does this text belong to the held-out part? Its own bytes decide, and nothing else."""
+    """Does this text belong to the held-out part? Only its own bytes decide."""
     return bool(heldout(np.array([hash_of(text)], np.uint64), fraction)[0])
 
 
@@ -151,7 +151,7 @@ def heldout(hashes: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def hash_of(text: str) -> int:
-    """The 64 bits by which a document is known: two with the same are taken to be the same."""
+    """64 bits that identify a document: two with the same hash are treated as copies."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
@@ -164,13 +164,13 @@ def tokens(folder: Path, part: int, block: int) -> Path:
 
 
 def report(folder: Path, part: int) -> Report | None:
-    """The report of a part that is through, or None."""
+    """The report of a part that was read to its end, else None."""
     path = _done(folder, part)
     return Report(**read_json(path)) if path.is_file() else None
 
 
 def read(folder: Path, part: int, block: int) -> Block:
-    """The index of a block that stands."""
+    """The index of an existing block."""
     with np.load(index(folder, part, block), allow_pickle=False) as arrays:
         return Block(**{name: arrays[name] for name in Block._fields})
 
@@ -182,20 +182,20 @@ def _write(
     kind = token_type(encoder.tokenizer.get_vocab_size())
     hashes = np.array([hash_of(document.text) for document in documents], np.uint64)
     encoded = [np.append(encoder(document.text), np.uint32(end)).astype(kind) for document in documents]
-    held = heldout(hashes, recipe.heldout_fraction)
-    nothing = [np.empty(0, kind)]
-    put_aside = [json.dumps(d._asdict(), ensure_ascii=False) for d, out in zip(documents, held, strict=True) if out]
+    is_out = heldout(hashes, recipe.heldout_fraction)
+    empty = [np.empty(0, kind)]  # np.concatenate needs one array at least
+    texts = [json.dumps(d._asdict(), ensure_ascii=False) for d, out in zip(documents, is_out, strict=True) if out]
     block = Block(
         hashes,
-        np.array([len(one) for one in encoded], np.uint32),
+        np.array([len(ids) for ids in encoded], np.uint32),
         np.array([len(document.text.encode()) for document in documents], np.uint32),
-        np.concatenate([*nothing, *(one for one, out in zip(encoded, held, strict=True) if out)]),
-        np.frombuffer("".join(f"{line}\n" for line in put_aside).encode(), np.uint8),
+        np.concatenate([*empty, *(ids for ids, out in zip(encoded, is_out, strict=True) if out)]),
+        np.frombuffer("".join(f"{line}\n" for line in texts).encode(), np.uint8),
     )
-    with finished(tokens(folder, part, number), "wb") as file:
-        learned = [*nothing, *(one for one, out in zip(encoded, held, strict=True) if not out)]
-        np.save(file, np.concatenate(learned), allow_pickle=False)
-    with finished(index(folder, part, number), "wb") as file:
+    with atomic_write(tokens(folder, part, number), "wb") as file:
+        train = [*empty, *(ids for ids, out in zip(encoded, is_out, strict=True) if not out)]
+        np.save(file, np.concatenate(train), allow_pickle=False)
+    with atomic_write(index(folder, part, number), "wb") as file:
         np.savez(file, allow_pickle=False, **block._asdict())
 
 
@@ -204,16 +204,17 @@ def _done(folder: Path, part: int) -> Path:
 
 
 def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    held: list[Document] = []
+    """The documents of each block."""
+    group: list[Document] = []
     characters = 0
     for document in documents:
-        held.append(document)
+        group.append(document)
         characters += len(document.text)
         if characters >= CHARACTERS:
-            yield held
-            held, characters = [], 0
-    if held:
-        yield held
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 @functools.lru_cache(maxsize=2)

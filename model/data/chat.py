@@ -1,7 +1,7 @@
-"""The chat template, written once: training, `koda chat` and every export speak it.
+"""The chat template, defined once: training, `koda chat` and every export use it.
 
-Markers are plain text, so that no vocabulary has to grow. A marker ends in a line break and what is said is trimmed,
-so that GPT-2's pre-tokenizer never joins the two, and the tokens of the whole text are the tokens of its parts.
+Markers are plain text, so that the vocabulary does not grow. A marker ends in a line break and each message is trimmed,
+so that GPT-2's pre-tokenizer never joins the two: the tokens of the whole text are the tokens of its parts.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
-# The same in Go's language, for Ollama, which trims nothing: it is given what the person typed.
+# The same as a Go template, for Ollama. It does not trim the messages, which Ollama passes as the user typed them.
 OLLAMA = (
     "{{ range .Messages }}"
     '{{ if eq .Role "assistant" }}### Assistant:\n{{ .Content }}'
@@ -35,36 +35,36 @@ OLLAMA = (
 )
 _ENVIRONMENT: Environment = ImmutableSandboxedEnvironment()
 _COMPILED = _ENVIRONMENT.from_string(TEMPLATE)
-_ANSWER = _COMPILED.render(messages=[], add_generation_prompt=True)  # the marker that an answer follows
+_ANSWER = _COMPILED.render(messages=[], add_generation_prompt=True)  # the marker before an answer
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
 
 
 class Tokens(NamedTuple):
-    """A conversation as token ids, and for each whether the model learns to say it."""
+    """A conversation as token ids, and for each whether the model is trained on it."""
 
     ids: list[int]
     trained: list[bool]
 
 
 def prompt(messages: list[Message]) -> str:
-    """The text that a model continues to give the next answer."""
+    """The text that a model continues with its next answer."""
     return _COMPILED.render(messages=messages, eos_token=END_OF_TEXT, add_generation_prompt=True)
 
 
 def modelfile(file: str, context: int) -> str:
-    """A Modelfile for Ollama (https://docs.ollama.com/modelfile): the model in `file`, `context` tokens far."""
+    """A Modelfile for Ollama (https://docs.ollama.com/modelfile): `file` with a context of so many tokens."""
     return f'FROM ./{file}\nTEMPLATE """{OLLAMA}"""\nPARAMETER stop "{END_OF_TEXT}"\nPARAMETER num_ctx {context}\n'
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
-    """The token ids of `prompt`; a message that spells the end-of-text token gets its letters."""
+    """The token ids of `prompt`; the letters `<|endoftext|>` in a message do not become that token."""
     return _encode(tokenizer, messages, _ANSWER).ids
 
 
 def encode(tokenizer: Tokenizer, messages: list[Message], train_end: bool = True) -> Tokens:
-    """The token ids of a conversation. What the assistant says is trained, and with `train_end` the token that ends it:
-    a model that never learned that one talks on and on.
+    """The token ids of a conversation. The assistant's messages are trained, and with `train_end` the end-of-text token
+    after each: a model that was not trained on it never stops an answer.
     """
     return _encode(tokenizer, messages, "", train_end)
 
@@ -78,16 +78,16 @@ def _encode(tokenizer: Tokenizer, messages: list[Message], last: str, train_end:
         ids.extend(new)
         trained.extend([learn] * len(new))
 
-    heard = ""  # encoded in one piece up to an answer: the pre-tokenizer looks ahead over line breaks
+    pending = ""  # the text up to an answer is encoded in one piece: the pre-tokenizer looks ahead over line breaks
     for message in messages:
         text = _COMPILED.render(messages=[message], eos_token="", add_generation_prompt=False)
         if message["role"] == "assistant":
-            add(heard + _ANSWER, False)
+            add(pending + _ANSWER, False)
             add(text.removeprefix(_ANSWER), True)
             ids.append(end_of_text(tokenizer))
             trained.append(train_end)
-            heard = ""
+            pending = ""
         else:
-            heard += text
-    add(heard + last, False)
+            pending += text
+    add(pending + last, False)
     return Tokens(ids, trained)

@@ -1,4 +1,4 @@
-"""Conversations to learn from, whatever form they come in: `sft.source`, told apart by its form and its columns.
+"""Conversations to train on: `sft.source`, read by its form and its columns.
 
 A row is one of `messages` (`[{"role": "user", "content": …}, …]`), Dolly's columns (`instruction`, `context`,
 `response`; Conover et al. 2023), or a message of OASST's trees (Köpf et al. 2023, arXiv:2304.07327), flat as on the Hub
@@ -24,14 +24,14 @@ ROLES = {"prompter": "user", "assistant": "assistant"}  # OASST's, and ours
 
 
 class Conversation(NamedTuple):
-    """Messages, and where they came from."""
+    """Messages, and where they come from."""
 
     name: str
     messages: list[Message]
 
 
 def fingerprint(source: str) -> str:
-    """What the conversations depend on."""
+    """A string that changes with the conversations of a source; empty for the Hub."""
     if source == "docs":
         return f"python {sys.version}"
     if sources.is_hub(source):
@@ -41,20 +41,22 @@ def fingerprint(source: str) -> str:
 
 
 def conversations(source: str, split: str, commit: str, language: str) -> Iterator[Conversation | Flaw]:
-    """The conversations of a source (of a Hub data set, as it was at `commit`); of OASST's trees, if `language` is
-    given, those in it."""
+    """The conversations of a source (of a Hub data set, at `commit`), and its flaws.
+
+    Of OASST's trees, those in `language`; all if it is empty.
+    """
     if source == "docs":
         yield from _from_docs()
         return
-    trees: dict[str, list[dict[str, Any]]] = {}  # OASST's messages by the one they answer; "" for those that begin
-    for found in _rows(source, split, commit):
-        if isinstance(found, Flaw):
-            yield found
+    trees: dict[str, list[dict[str, Any]]] = {}  # OASST's messages by their parent's id; "" for roots
+    for item in _rows(source, split, commit):
+        if isinstance(item, Flaw):
+            yield item
             continue
-        name, row = found
-        if _is_of_a_tree(row):
+        name, row = item
+        if _is_tree_message(row):
             trees.setdefault(row.get("parent_id") or "", []).append(row)
-        elif _is_of_a_tree(row.get("prompt")):
+        elif _is_tree_message(row.get("prompt")):
             _unfold(row["prompt"], "", trees)
         else:
             yield _from_row(name, row)
@@ -74,18 +76,18 @@ def _rows(source: str, split: str, commit: str) -> Iterable[Row | Flaw]:
 
 
 def _from_docs() -> Iterator[Conversation]:
-    """The standard library's own answers: what a documented thing does, in the first sentence of its docstring."""
+    """Questions about the standard library, each answered by the first sentence of a docstring."""
     for name, path in docs.modules(frozenset({"stdlib"})):
         for entry in docs.entries(name, path):
-            found = SENTENCE.match(" ".join(entry.text.split("\n\n")[0].split()))
-            if found and not any(part.startswith("_") for part in entry.name.split(".")):
+            sentence = SENTENCE.match(" ".join(entry.text.split("\n\n")[0].split()))
+            if sentence and not any(part.startswith("_") for part in entry.name.split(".")):
                 digest = hashlib.sha256(entry.name.encode()).digest()
                 question = QUESTIONS[digest[0] % len(QUESTIONS)].format(entry.name)
-                yield Conversation(entry.name, _pair(question, found[1]))
+                yield Conversation(entry.name, _pair(question, sentence[1]))
 
 
 def _from_row(name: str, row: dict[str, Any]) -> Conversation | Flaw:
-    """A row of `messages`, or of Dolly's columns."""
+    """The conversation in a row of `messages` or of Dolly's columns, or a flaw."""
     if "messages" in row:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
@@ -107,33 +109,33 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def _is_of_a_tree(message: Any) -> bool:
-    """Is this a message of OASST's, with all that are nested in it?"""
+def _is_tree_message(message: Any) -> bool:
+    """Is this a message of OASST's, and are all messages nested in it?"""
     return (
         isinstance(message, dict)
         and isinstance(message.get("message_id"), str)
         and isinstance(message.get("text"), str)
         and message.get("role") in ROLES
-        and all(map(_is_of_a_tree, message.get("replies") or ()))
+        and all(map(_is_tree_message, message.get("replies") or ()))
     )
 
 
 def _unfold(message: dict[str, Any], parent: str, trees: dict[str, list[dict[str, Any]]]) -> None:
-    """A nested tree as the flat messages it is made of."""
+    """Add a nested message and its replies to `trees`, by their parent's id."""
     trees.setdefault(parent, []).append(message)
     for reply in message.get("replies") or ():
         _unfold(reply, message["message_id"], trees)
 
 
 def _best_path(root: dict[str, Any], trees: dict[str, list[dict[str, Any]]]) -> list[Message]:
-    """From the root along the reply that people ranked best (rank 0), down to the last answer."""
+    """From the root along the replies that people ranked best (rank 0), down to the last answer."""
     path: list[Message] = []
-    at: dict[str, Any] | None = root
-    while at is not None:
-        path.append({"role": ROLES[at["role"]], "content": at["text"]})
-        replies = [reply for reply in trees.get(at["message_id"], []) if not reply.get("deleted")]
+    node: dict[str, Any] | None = root
+    while node is not None:
+        path.append({"role": ROLES[node["role"]], "content": node["text"]})
+        replies = [reply for reply in trees.get(node["message_id"], []) if not reply.get("deleted")]
         unranked = len(replies)
-        at = min(replies, key=lambda m: unranked if m.get("rank") is None else m["rank"], default=None)
+        node = min(replies, key=lambda m: unranked if m.get("rank") is None else m["rank"], default=None)
     while path and path[-1]["role"] != "assistant":
         path.pop()
     return path

@@ -1,9 +1,9 @@
-"""Plain text to token ids, for documents by the million.
+"""Plain text → token ids, for millions of documents.
 
-`tiktoken` runs byte-level BPE about four times as fast as `tokenizers` does on one core, from the same vocabulary. It
-merges by the rank of what two pieces become and not by the rank of the pair, which gives the same ids for a vocabulary
-that was learned by merging; this is not taken on trust: hard strings when it is made, and a sample of every block of
-every corpus, are encoded by both. Where they differ, `tokenizers` encodes all of it.
+`tiktoken` runs byte-level BPE about four times as fast as `tokenizers` on one core, with the same vocabulary. It merges
+by the rank of the merged piece and not by the rank of the pair, which gives the same ids for a vocabulary that was
+learned by merging. Koda verifies this: hard strings at the start, and a sample of every block of every corpus, are
+encoded by both. Where they differ, `tokenizers` encodes the whole corpus.
 """
 
 import json
@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 
 from model.data.tokenizer import encode_plain
 
-# GPT-2's pattern (Radford et al. 2019). What needs no look-ahead stands in one group, which the regex engine then runs
-# as one automaton: 1.25 times as fast as the pattern that tiktoken itself has for GPT-2.
+# GPT-2's pattern (Radford et al. 2019). The alternatives without look-ahead are in one group, which the regex engine
+# runs as one automaton: 1.25 times as fast as tiktoken's own pattern for GPT-2.
 PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
-SAMPLE = 16_384  # characters of a block that both encode
+SAMPLE = 16_384  # characters of a block that both libraries encode
 
-# Strings on which tokenizers are known to part ways.
+# Strings on which tokenizers are known to differ.
 HARD = (
     "Hello world",
     "  two  spaces   and\ttabs\n\n\nlines ",
@@ -41,17 +41,17 @@ HARD = (
 
 
 class EncodersDiffer(Exception):
-    """tiktoken gave other ids than `tokenizers` did; the message says where."""
+    """tiktoken and `tokenizers` encoded a text to different ids; the message names the text."""
 
 
 class Encoder:
-    """Token ids of texts as a document holds them: one that spells `<|endoftext|>` gets the letters, not the token."""
+    """Encodes plain text: the letters `<|endoftext|>` in it do not become that token."""
 
     def __init__(self, tokenizer: Tokenizer, fast: bool = True):
-        """`fast`: with tiktoken, if the vocabulary can be given to it. Raises EncodersDiffer if hard strings differ."""
+        """`fast`: use tiktoken if it supports the vocabulary. Raises EncodersDiffer if hard strings differ."""
         self.tokenizer = tokenizer
         self._fast: tiktoken.Encoding | None = None
-        self._ids = np.empty(0, np.uint32)  # of tiktoken's ranks
+        self._ids = np.empty(0, np.uint32)  # by tiktoken's rank
         if fast:
             self._fast, self._ids = _tiktoken(tokenizer)
         for string in HARD:
@@ -59,35 +59,35 @@ class Encoder:
 
     @property
     def name(self) -> str:
-        """Whose code encodes."""
+        """The library that encodes."""
         return "tokenizers" if self._fast is None else "tiktoken"
 
     def __call__(self, text: str) -> np.ndarray:
-        """`[tokens]` uint32. The text must be UTF-8's, without half surrogates (UnicodeEncodeError)."""
+        """Token ids, `[tokens]` uint32. Raises UnicodeEncodeError for half of a surrogate pair."""
         if self._fast is not None:
-            text.encode()  # tiktoken would replace half a surrogate pair without a word
+            text.encode()  # tiktoken would replace half of a surrogate pair silently
             try:
                 return self._ids[self._fast.encode_to_numpy(text, disallowed_special=())]
-            except ValueError:  # a run of white space by the million: its regex engine gives up
+            except ValueError:  # tiktoken's regex engine fails on millions of consecutive white space characters
                 pass
         return np.array(encode_plain(self.tokenizer, [text])[0], np.uint32)
 
     def check(self, text: str, name: str) -> None:
-        """Encode a sample of `text` both ways; raises EncodersDiffer where that gives two results."""
+        """Encode a sample of `text` with both libraries. Raises EncodersDiffer where the ids differ."""
         sample = text[:SAMPLE]
         if self._fast is not None and self(sample).tolist() != encode_plain(self.tokenizer, [sample])[0]:
-            raise EncodersDiffer(f"{name} gets other token ids from tiktoken than from tokenizers")
+            raise EncodersDiffer(f"tiktoken and tokenizers encode {name} to different token ids")
 
 
 def _tiktoken(tokenizer: Tokenizer) -> tuple[tiktoken.Encoding | None, np.ndarray]:
-    """The same vocabulary for tiktoken, and its ranks as ids; None for one that cannot be told as bytes and merges."""
-    whole = json.loads(tokenizer.to_str())
-    model = whole["model"]
+    """The vocabulary in tiktoken's form, and the id of each rank; None where it is not bytes and merges alone."""
+    settings = json.loads(tokenizer.to_str())
+    model = settings["model"]
     vocabulary: dict[str, int] = model["vocab"]
     letters = _letters()
     pieces = [*letters, *("".join(pair) for pair in model["merges"])]
-    if not all(token["special"] for token in whole["added_tokens"]):
-        return None, np.empty(0, np.uint32)  # those are found in text before anything else
+    if not all(token["special"] for token in settings["added_tokens"]):
+        return None, np.empty(0, np.uint32)  # `tokenizers` matches such tokens in plain text, before BPE
     if model.get("dropout") or model.get("ignore_merges") or not all(piece in vocabulary for piece in pieces):
         return None, np.empty(0, np.uint32)
     pieces = list(dict.fromkeys(pieces))
@@ -97,7 +97,7 @@ def _tiktoken(tokenizer: Tokenizer) -> tuple[tiktoken.Encoding | None, np.ndarra
 
 
 def _letters() -> dict[str, int]:
-    """The printable letter by which a byte-level vocabulary writes each byte (GPT-2's `bytes_to_unicode`)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    """Each byte by the printable letter that represents it in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Which documents are not worth learning from, by rules that hold in any language, and which are too near a test."""
+"""Document filters: quality rules for any language, and overlap with evaluation items."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ import numpy as np
 from model.data.recipe import Recipe
 from model.errors import KodaError
 
-WORDS = 13  # in a row that two texts share: Brown et al. 2020, appendix C
+WORDS = 13  # consecutive words that two texts share: Brown et al. 2020, appendix C
 WORD = re.compile(r"\w+")
 SYMBOL = re.compile(r"[^\w\s]")
-REPEATED = 0.3  # share of the characters that stand in lines that stood before: Rae et al. 2021, table A1
+REPEATED = 0.3  # share of the characters that are in repeated lines: Rae et al. 2021, table A1
 SYMBOLS = 0.5  # share of the characters that are neither letters, digits, nor white space
-REPLACED = 0.001  # share of U+FFFD: letters that someone lost before
+REPLACED = 0.001  # share of U+FFFD: letters that an earlier decoding lost
 
 
 def reason(text: str, recipe: Recipe) -> str:
-    """Why a document is left out, as a word to count it by; empty if it is kept."""
+    """The reason for which a document is left out; empty if it is kept."""
     if len(text) < recipe.shortest:
         return "too_short"
     if recipe.longest and len(text) > recipe.longest:
@@ -38,28 +38,28 @@ def reason(text: str, recipe: Recipe) -> str:
 
 
 class Overlap:
-    """Finds documents that share WORDS words in a row with an evaluation item, whatever their case and punctuation."""
+    """Finds documents that share WORDS consecutive words with an evaluation item, ignoring case and punctuation."""
 
     def __init__(self, folder: str):
-        """`folder` holds `.jsonl` files of items; every string in them counts. Raises KodaError if there are none."""
+        """Reads every string in the `.jsonl` files of `folder`. Raises KodaError if there are none."""
         paths = self.files(folder)
         self.names = [path.stem for path in paths]
         self._words: dict[str, int] = {}
-        found = [np.unique(np.concatenate([*self._items(path), np.empty(0, np.uint64)])) for path in paths]
-        grams, owners = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
+        hashes = [np.unique(np.concatenate([*self._items(path), np.empty(0, np.uint64)])) for path in paths]
+        grams, owners = np.concatenate(hashes), np.repeat(np.arange(len(paths)), [len(one) for one in hashes])
         order = np.argsort(grams, kind="stable")
         self._grams, self._owners = grams[order], owners[order]
 
     @staticmethod
     def files(folder: str) -> list[Path]:
-        """The files of items in a folder."""
+        """The files of items in a folder. Raises KodaError if there are none."""
         paths = sorted(Path(folder).rglob("*.jsonl"))
         if not paths:
-            raise KodaError(f"tokenize.contamination = {folder!r} holds no .jsonl file of evaluation items.")
+            raise KodaError(f"tokenize.contamination = {folder!r} contains no .jsonl file of evaluation items.")
         return paths
 
     def near(self, text: str) -> str:
-        """The file with an item that `text` is near to; empty if there is none."""
+        """The name of the file with an item that `text` overlaps with; empty if there is none."""
         grams = self._hashes(text)
         if not len(grams) or not len(self._grams):
             return ""
@@ -80,7 +80,7 @@ class Overlap:
                     yield self._hashes(text)
 
     def _hashes(self, text: str) -> np.ndarray:
-        """A number for each run of WORDS words: a polynomial in numbers drawn for the words; unknown ones count 0."""
+        """A hash of each WORDS consecutive words: a polynomial in the words' hashes. A word of no item counts as 0."""
         words = WORD.findall(text.lower())
         values = np.fromiter((self._words.get(word, 0) for word in words), np.uint64, len(words))
         count = len(values) - WORDS + 1

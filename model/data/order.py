@@ -1,8 +1,8 @@
-"""The order in which rows are read: a pure function of the seed and the position, with nothing to remember.
+"""The order in which rows are read: a pure function of the seed and the position, without state.
 
-A keyed Feistel network (Luby and Rackoff 1988) permutes the smallest even power-of-two range that holds all rows;
-a position that lands outside is sent through again until it lands inside (cycle walking; Black and Rogaway 2002).
-Each epoch is a permutation of its own, so that no row is seen twice before all were seen once.
+A keyed Feistel network (Luby and Rackoff 1988) permutes the smallest even power-of-two range that contains all rows.
+A result outside the rows is permuted again until it is inside (cycle walking; Black and Rogaway 2002). Each epoch has
+its own permutation, so that no row is read twice before all were read once.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ ROUNDS = 6
 
 
 def row_at(position: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """The row read at each position of the endless stream, `[n]` int64; `rows` is how many an epoch has.
+    """The row at each position of the endless stream, `[n]` int64; `rows` is the number of rows in an epoch.
 
     >>> sorted(row_at(np.arange(5, 10), 5, seed=1).tolist())
     [0, 1, 2, 3, 4]
@@ -34,7 +34,7 @@ def _permute(value: np.ndarray, epoch: np.ndarray, half: np.uint64, seed: int) -
 
 
 def _mix(value: np.ndarray, epoch: np.ndarray, key: np.uint64) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014) over value, epoch and key; unsigned overflow is meant."""
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014) over value, epoch and key; unsigned overflow is intended."""
     with np.errstate(over="ignore"):
         z = value + (epoch + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key * np.uint64(0xD1B54A32D192ED03)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,6 +1,6 @@
-"""One function for each kind of file: from a path to documents, and to flaws where there is none.
+"""One function for each kind of file: path → documents, and a flaw for each input that is not a document.
 
-Nothing is read whole that can be read piece by piece, nothing is guessed, and no letter is ever replaced.
+Files are streamed where their format allows it, and no letter is ever replaced.
 """
 
 import io
@@ -17,19 +17,19 @@ import zstandard
 from model.data.document import EMPTY, Document, Flaw
 
 CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
-Found = Iterator[Document | Flaw]
-Row = tuple[str, dict[str, Any]]  # where it is, and its columns
+Documents = Iterator[Document | Flaw]
+Row = tuple[str, dict[str, Any]]  # its place, and its columns
 
 
-def text(path: Path, note: Callable[[str], None]) -> Found:
-    """A file that is one document: UTF-8, or Windows-1252 (which holds Latin-1's letters), which is noted by name."""
+def text(path: Path, note: Callable[[str], None]) -> Documents:
+    """A file that is one document: UTF-8, or Windows-1252 (a superset of Latin-1's letters), which is noted."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         yield _unreadable(path, error)
         return
     if len(raw[:65536].translate(None, CONTROL)) < len(raw[:65536]):
-        yield Flaw(str(path), "not_text", "it holds control bytes")
+        yield Flaw(str(path), "not_text", "it contains control bytes")
         return
     try:
         decoded = raw.decode("utf-8-sig")
@@ -44,23 +44,23 @@ def text(path: Path, note: Callable[[str], None]) -> Found:
     yield document(str(path), decoded)
 
 
-def jsonl(path: Path, column: str, start: int, stop: int) -> Found:
-    """The lines of a JSONL file that begin in bytes `start … stop`."""
+def jsonl(path: Path, column: str, start: int, stop: int) -> Documents:
+    """The documents of a JSONL file in the lines that begin in bytes `start … stop`."""
     return texts(_lines(path, start, stop), column)
 
 
-def compressed_jsonl(path: Path, column: str) -> Found:
-    """The lines of a `.jsonl.gz` or `.jsonl.zst`; one that was cut short gives what is whole, and a flaw."""
+def compressed_jsonl(path: Path, column: str) -> Documents:
+    """The documents of a `.jsonl.gz` or `.jsonl.zst`; a truncated file yields its complete lines and a flaw."""
     return texts(_compressed_lines(path), column)
 
 
-def parquet(path: Path, column: str, start: int, stop: int) -> Found:
-    """Row groups `start … stop` of a Parquet file."""
+def parquet(path: Path, column: str, start: int, stop: int) -> Documents:
+    """The documents in row groups `start … stop` of a Parquet file."""
     return texts(_parquet_rows(path, [column], start, stop), column)
 
 
 def rows(path: Path) -> Iterator[Row | Flaw]:
-    """Every row of a JSONL or Parquet file, packed or not, with all its columns."""
+    """Every row of a JSONL (compressed or not) or Parquet file, with all its columns."""
     if path.suffix in (".gz", ".zst"):
         return _compressed_lines(path)
     return _parquet_rows(path) if path.suffix == ".parquet" else _lines(path)
@@ -69,7 +69,7 @@ def rows(path: Path) -> Iterator[Row | Flaw]:
 def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row | Flaw]:
     try:
         with path.open("rb") as file:
-            if start and stop is not None:  # the line that the byte before belongs to is the part's before this one
+            if start and stop is not None:  # the line that contains the byte before belongs to the part before
                 file.seek(start - 1)
                 rest = file.readline(stop - start + 1)
                 if not rest.endswith(b"\n"):
@@ -83,11 +83,11 @@ def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row 
 def _compressed_lines(path: Path) -> Iterator[Row | Flaw]:
     try:
         with path.open("rb") as raw:
-            opened = _Decompressed(raw, _gzip if path.suffix == ".gz" else _zstandard)
-            with io.BufferedReader(opened, 1 << 17) as file:
+            stream = _Decompressed(raw, _gzip if path.suffix == ".gz" else _zstandard)
+            with io.BufferedReader(stream, 1 << 17) as file:
                 yield from _objects(file, str(path), 0, None)
     except EOFError:
-        yield Flaw(str(path), "truncated", "it ends in the middle; it was cut short when it was written or copied")
+        yield Flaw(str(path), "truncated", "it is incomplete; it was cut short when it was written or copied")
     except (zlib.error, zstandard.ZstdError) as error:
         yield Flaw(str(path), "damaged", f"it cannot be decompressed ({error})")
     except OSError as error:
@@ -99,9 +99,9 @@ def _parquet_rows(
 ) -> Iterator[Row | Flaw]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            if missing := set(columns or ()) - set(there):
-                yield no_column(str(path), missing.pop(), there)
+            names = file.schema_arrow.names
+            if missing := set(columns or ()) - set(names):
+                yield no_column(str(path), missing.pop(), names)
                 return
             groups = range(start, file.num_row_groups if stop is None else stop)
             number = sum(file.metadata.row_group(group).num_rows for group in range(start))
@@ -116,46 +116,46 @@ def _parquet_rows(
                         )
                 number += batch.num_rows
     except pyarrow.ArrowException as error:
-        yield Flaw(str(path), "damaged", f"it is not a whole Parquet file ({str(error).splitlines()[0]})")
+        yield Flaw(str(path), "damaged", f"it is not a complete Parquet file ({str(error).splitlines()[0]})")
     except OSError as error:
         yield _unreadable(path, error)
 
 
-def texts(found: Iterable[Row | Flaw], column: str) -> Found:
+def texts(rows: Iterable[Row | Flaw], column: str) -> Documents:
     """The documents in a column of rows."""
-    for one in found:
-        if isinstance(one, Flaw):
-            yield one
+    for item in rows:
+        if isinstance(item, Flaw):
+            yield item
         else:
-            name, row = one
+            name, row = item
             yield cell(name, column, row[column]) if column in row else no_column(name, column, list(row))
 
 
 def cell(name: str, column: str, value: object) -> Document | Flaw:
-    """The document in a row's text column, if it is one."""
+    """The document in a row's text column, or a flaw."""
     if not isinstance(value, str):
-        return Flaw(name, "no_text", f"its {column!r} holds {type(value).__name__}, not a string")
+        return Flaw(name, "no_text", f"its {column!r} is {type(value).__name__}, not a string")
     return document(name, value)
 
 
-def document(name: str, found: str) -> Document | Flaw:
-    """The document that this text is, if it is one."""
-    if not found or found.isspace():
+def document(name: str, content: str) -> Document | Flaw:
+    """A text as a document; a flaw if it is empty or cannot be encoded in UTF-8."""
+    if not content or content.isspace():
         return Flaw(name, EMPTY, "there is no text in it")
     try:
-        found.encode()
+        content.encode()
     except UnicodeEncodeError as error:
-        detail = f"character {error.start} is half of a surrogate pair (\\u{ord(found[error.start]):04x})"
+        detail = f"character {error.start} is half of a surrogate pair (\\u{ord(content[error.start]):04x})"
         return Flaw(name, "lone_surrogate", detail)
-    return Document(name, found)
+    return Document(name, content)
 
 
-def no_column(name: str, column: str, there: list[str]) -> Flaw:
-    return Flaw(name, "no_column", f"it has no column {column!r}, only {', '.join(sorted(there))}")
+def no_column(name: str, column: str, names: list[str]) -> Flaw:
+    return Flaw(name, "no_column", f"it has no column {column!r}, only {', '.join(sorted(names))}")
 
 
 def _objects(file: BinaryIO, path: str, position: int, stop: int | None) -> Iterator[Row | Flaw]:
-    """JSON objects, one a line, from here to the last line that begins before `stop`."""
+    """JSON objects, one in each line, from byte `position` to the last line that begins before `stop`."""
     for line in file:
         if stop is not None and position >= stop:
             return
@@ -176,12 +176,12 @@ def _unreadable(path: Path, error: OSError) -> Flaw:
 
 
 class _Decompressed(io.RawIOBase):
-    """A stream of gzip or Zstandard frames; EOFError behind all that is whole, where the last frame was cut short."""
+    """The content of gzip or Zstandard frames. Raises EOFError at the end where the last frame is incomplete."""
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]):
         self._file, self._decompressor = file, decompressor
         self._frame: Any = None
-        self._left = b""  # of what was read, behind the frame before
+        self._rest = b""  # compressed bytes that were read, after the end of the last frame
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
@@ -189,14 +189,14 @@ class _Decompressed(io.RawIOBase):
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
         while not self._ready:
-            piece = self._left or self._file.read(1 << 17)
+            piece = self._rest or self._file.read(1 << 17)
             if not piece:
                 if self._frame is not None:
                     raise EOFError
                 return 0
             self._frame = self._frame or self._decompressor()
             self._ready = memoryview(self._frame.decompress(piece))
-            self._left = self._frame.unused_data
+            self._rest = self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
         count = min(len(buffer), len(self._ready))

@@ -1,11 +1,11 @@
-"""How text becomes tokens: what every worker of the tokenize stage has to know, small enough to be sent to it."""
+"""How text becomes tokens: the settings that every worker of the tokenize stage gets, small enough to be sent."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of the tokenize stage that decide its bytes; what each means stands there."""
+    """The settings of the tokenize stage that determine its output; tasks/tokenize.py documents each."""
 
     source: dict[str, float]  # each source with its weight
     tokenizer: str

@@ -1,9 +1,10 @@
-"""Where text comes from: `tokenize.source`, told apart by its form, and cut into parts that stand on their own."""
+"""Where text comes from: `tokenize.source` by its form, cut into parts that can be read independently."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -16,44 +17,47 @@ from model.files import sha256
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PART = 8 << 20  # bytes of one part, where a source can be cut
-PART_FILES = 1000  # files of one part at most
-SMALL = 1 << 30  # bytes up to which files are known by their content
+PART_FILES = 1000  # most files in one part
+SMALL = 1 << 30  # bytes of a source up to which its fingerprint is of the files' content
+
+Kind = Literal["docs", "hub", "text", "jsonl", "compressed", "parquet"]
+Note = Callable[[str], None]  # takes a line about a document that needed a decision
 
 
 class Part(NamedTuple):
-    """Something that one worker reads from its beginning to its end; the parts of a source follow one another."""
+    """A piece of a source that one worker reads from beginning to end."""
 
     source: str
-    kind: str  # docs, text, jsonl, compressed, parquet, hub
-    paths: tuple[str, ...] = ()
-    start: int = 0  # jsonl: bytes; parquet: row groups; hub: which of the data set's parts
+    kind: Kind
+    paths: tuple[str, ...] = ()  # files; hub: the commit
+    start: int = 0  # jsonl: bytes; parquet: row groups; hub: the number of the data set's part
     stop: int = 0
-    size: int = 0  # bytes on disk, to tell how much of the whole it is; 0: nobody knows
+    size: int = 0  # bytes on disk, for the progress bar; 0: unknown
 
 
 def fingerprint(source: str) -> str:
-    """What the source holds. Files: their names and content up to SMALL bytes in all, beyond that their sizes and times
-    of change. `docs`: the versions of the packages. The Hub: its name alone.
+    """A string that changes with the source's content. Files: their names, and their content up to SMALL bytes in all,
+    above that their sizes and modification times. `docs`: the versions of the packages. The Hub: empty.
     """
     if is_docs(source):
         return docs.fingerprint(source)
     if is_hub(source):
         hub.named(source)
         return ""
-    found = [(path, path.stat()) for path in files(source) if path.exists()]
-    small = sum(stat.st_size for _, stat in found) <= SMALL
+    stats = [(path, path.stat()) for path in files(source) if path.exists()]
+    small = sum(stat.st_size for _, stat in stats) <= SMALL
     facts = (
         f"{os.path.relpath(path, source)} {sha256(path) if small else f'{stat.st_size} {stat.st_mtime_ns}'}"
-        for path, stat in found
+        for path, stat in stats
         if os.access(path, os.R_OK)
     )
     return "\n".join(facts)
 
 
 def parts(source: str, recipe: Recipe, commit: str) -> list[Part]:
-    """The parts of a source in their order; of a Hub data set, as it was at `commit`.
+    """The parts of a source in their order; of a Hub data set, those at `commit`.
 
-    Raises KodaError for a source that is missing or holds nothing of a kind that is read.
+    Raises KodaError for a source that is missing or contains no file that can be read.
     """
     if is_docs(source):
         return [Part(source, "docs")]
@@ -61,29 +65,28 @@ def parts(source: str, recipe: Recipe, commit: str) -> list[Part]:
         name, config, _ = hub.named(source)
         count = hub.shards(name, config, recipe.split, commit)
         return [Part(source, "hub", (commit,), start=index) for index in range(count)]
-    return list(_together(_file_parts(source, path) for path in files(source)))
+    return list(_join_small(_file_parts(source, path) for path in files(source)))
 
 
-def documents(
-    part: Part, recipe: Recipe, note: Callable[[str], None] = lambda _: None, workers: int = 1
-) -> Iterator[Document | Flaw]:
-    """What a part holds, in its order; `note` is told of each document that needed a decision."""
-    match part.kind:
-        case "docs":
-            yield from docs.documents(part.source, workers)
-        case "hub":
-            name, config, _ = hub.named(part.source)
-            rows = hub.rows(name, config, recipe.split, part.paths[0], part.start)
-            yield from readers.texts(rows, recipe.text_column)
-        case "text":
-            for path in part.paths:
-                yield from readers.text(Path(path), note)
-        case "jsonl":
-            yield from readers.jsonl(Path(part.paths[0]), recipe.text_column, part.start, part.stop)
-        case "compressed":
-            yield from readers.compressed_jsonl(Path(part.paths[0]), recipe.text_column)
-        case "parquet":
-            yield from readers.parquet(Path(part.paths[0]), recipe.text_column, part.start, part.stop)
+def documents(part: Part, recipe: Recipe, note: Note = lambda _: None, workers: int = 1) -> Iterator[Document | Flaw]:
+    """The documents of a part in their order, and its flaws; `note` is called for a document that needed a decision."""
+    return READERS[part.kind](part, recipe, note, workers)
+
+
+def _hub_documents(part: Part, recipe: Recipe) -> Iterator[Document | Flaw]:
+    name, config, _ = hub.named(part.source)
+    rows = hub.rows(name, config, recipe.split, part.paths[0], part.start)
+    return readers.texts(rows, recipe.text_column)
+
+
+READERS: dict[Kind, Callable[[Part, Recipe, Note, int], Iterator[Document | Flaw]]] = {
+    "docs": lambda part, recipe, note, workers: docs.documents(part.source, workers),
+    "hub": lambda part, recipe, *_: _hub_documents(part, recipe),
+    "text": lambda part, recipe, note, _: chain.from_iterable(readers.text(Path(path), note) for path in part.paths),
+    "jsonl": lambda part, recipe, *_: readers.jsonl(Path(part.paths[0]), recipe.text_column, part.start, part.stop),
+    "compressed": lambda part, recipe, *_: readers.compressed_jsonl(Path(part.paths[0]), recipe.text_column),
+    "parquet": lambda part, recipe, *_: readers.parquet(Path(part.paths[0]), recipe.text_column, part.start, part.stop),
+}
 
 
 def commits(named: Iterable[str]) -> dict[str, str]:
@@ -100,28 +103,31 @@ def is_hub(source: str) -> bool:
 
 
 def files(source: str, suffixes: tuple[str, ...] = SUFFIXES, setting: str = "tokenize.source") -> list[Path]:
-    """The files of these kinds in a folder and those below it, or the one file that `source` names."""
+    """The files with these suffixes in a folder and below it, sorted; or the one file that `source` names.
+
+    Raises KodaError where there is no such file or folder, and for a folder that cannot be read.
+    """
     root = Path(source)
     if root.is_file():
         return [root]
     if not root.exists():
         raise KodaError(
-            f"{setting} = {source!r} does not exist. It takes a file or a folder, `docs` (the "
-            "documentation on this machine), or hub:USER/NAME (a data set on the Hugging Face Hub)."
+            f"{setting} = {source!r} does not exist. Use a file or a folder, `docs` (the documentation on this "
+            "machine), or hub:USER/NAME (a data set on the Hugging Face Hub)."
         )
 
     def refuse(error: OSError) -> None:
         raise KodaError(f"{error.filename}: {error.strerror}. Every folder of {setting} must be readable.")
 
-    found = sorted(
+    paths = sorted(
         Path(folder, name)
         for folder, _, names in os.walk(root, onerror=refuse)
         for name in names
         if name.endswith(suffixes)
     )
-    if not found:
-        raise KodaError(f"{setting} = {source!r} holds no text: no file there ends in {', '.join(suffixes)}.")
-    return found
+    if not paths:
+        raise KodaError(f"{setting} = {source!r} contains no text: no file there ends in {', '.join(suffixes)}.")
+    return paths
 
 
 def _file_parts(source: str, path: Path) -> Iterator[Part]:
@@ -139,38 +145,37 @@ def _file_parts(source: str, path: Path) -> Iterator[Part]:
 
 
 def _parquet_parts(source: str, path: Path, size: int) -> Iterator[Part]:
-    """Row groups, as many together as make up a part; a file that cannot be opened is one: its reader says so."""
+    """Row groups, joined up to the size of a part; a file that cannot be opened is one part: its reader reports it."""
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowInvalid):
         yield Part(source, "parquet", (str(path),), size=size)
         return
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    start = held = 0
+    start = pending = 0  # the first row group of the part, and its bytes
     for group, bytes_ in enumerate(sizes):
-        held += bytes_
-        if held >= PART or group + 1 == len(sizes):
-            yield Part(source, "parquet", (str(path),), start, group + 1, held * size // max(1, sum(sizes)))
-            start, held = group + 1, 0
+        pending += bytes_
+        if pending >= PART or group + 1 == len(sizes):
+            yield Part(source, "parquet", (str(path),), start, group + 1, pending * size // max(1, sum(sizes)))
+            start, pending = group + 1, 0
 
 
-def _together(found: Iterable[Iterator[Part]]) -> Iterator[Part]:
-    """Small text files, as many together as make up a part."""
-    held: list[Part] = []
+def _join_small(files: Iterable[Iterator[Part]]) -> Iterator[Part]:
+    """The parts of all files in their order, with text files that follow each other joined up to the size of a part."""
+    pending: list[Part] = []
 
     def joined() -> Iterator[Part]:
-        if held:
-            paths = tuple(path for part in held for path in part.paths)
-            yield Part(held[0].source, "text", paths, size=sum(part.size for part in held))
-            held.clear()
+        if pending:
+            paths = tuple(path for part in pending for path in part.paths)
+            yield Part(pending[0].source, "text", paths, size=sum(part.size for part in pending))
+            pending.clear()
 
-    for file in found:
-        for part in file:
-            if part.kind != "text":
-                yield from joined()
-                yield part
-                continue
-            held.append(part)
-            if len(held) == PART_FILES or sum(one.size for one in held) >= PART:
-                yield from joined()
+    for part in chain.from_iterable(files):
+        if part.kind != "text":
+            yield from joined()
+            yield part
+            continue
+        pending.append(part)
+        if len(pending) == PART_FILES or sum(one.size for one in pending) >= PART:
+            yield from joined()
     yield from joined()

@@ -1,4 +1,4 @@
-"""Byte-level BPE in GPT-2's form (Radford et al. 2019): trained here, loaded from where it lies, or GPT-2's own."""
+"""Byte-level BPE in GPT-2's form (Radford et al. 2019): trained here, loaded from files, or GPT-2's own."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from model.files import sha256
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2 = "openai-community/gpt2"
-GPT2_FILES = {  # and the sha256 of what OpenAI published
+GPT2_FILES = {  # and the sha256 of the files that OpenAI published
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e",
 }
@@ -31,14 +31,17 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def fingerprint(source: str) -> str:
-    """The hash of the files that `load` would read; raises KodaError where there are none. Empty for `train`."""
+    """The hashes of the files that `load` would read; empty for `train`. Raises KodaError where there are none."""
     if source == "train":
         return ""
     return " ".join(GPT2_FILES.values() if source == "gpt2" else map(sha256, _files(source)))
 
 
 def _gpt2_files() -> tuple[Path, ...]:
-    """GPT-2's own vocabulary from the Hub, or from where an earlier download left it."""
+    """GPT-2's own vocabulary from the Hub, or from the cache of an earlier download.
+
+    Raises KodaError where it cannot be fetched or differs from the published files.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -48,12 +51,12 @@ def _gpt2_files() -> tuple[Path, ...]:
             path = Path(hf_hub_download(GPT2, name, etag_timeout=10))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise KodaError(
-                f"tokenize.tokenizer = 'gpt2': {name} of {GPT2} cannot be fetched ({type(error).__name__}). Where "
-                f"there is a network: `hf download {GPT2} {' '.join(GPT2_FILES)} --local-dir FOLDER`; then here: "
-                "tokenize.tokenizer=FOLDER."
+                f"tokenize.tokenizer = 'gpt2': {name} of {GPT2} cannot be fetched ({type(error).__name__}). On a "
+                f"machine with a network, run `hf download {GPT2} {' '.join(GPT2_FILES)} --local-dir FOLDER`; then set "
+                "tokenize.tokenizer=FOLDER here."
             ) from None
         if sha256(path) != expected:
-            raise KodaError(f"{path} is not the {name} that GPT-2 was published with. Remove it, and fetch it again.")
+            raise KodaError(f"{path} is not the {name} that was published with GPT-2. Remove it and download it again.")
         paths.append(path)
     return tuple(paths)
 
@@ -68,8 +71,8 @@ def _files(source: str) -> tuple[Path, ...]:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise KodaError(
-            f"tokenize.tokenizer = {source!r}: nothing to load there. It takes `train`, `gpt2`, a tokenizer.json, or a "
-            "folder with vocab.json and merges.txt."
+            f"tokenize.tokenizer = {source!r}: no tokenizer there. Use `train`, `gpt2`, a tokenizer.json, or a folder "
+            "with vocab.json and merges.txt."
         )
     return (file,)
 
@@ -77,7 +80,7 @@ def _files(source: str) -> tuple[Path, ...]:
 def load(source: str) -> Tokenizer:
     """`gpt2`, a `tokenizer.json`, a folder with one, or a folder with GPT-2's `vocab.json` and `merges.txt`.
 
-    Raises KodaError where there is none of these, or where it is not byte-level BPE with an end-of-text token.
+    Raises KodaError for anything else, and for one that is not byte-level BPE with an end-of-text token.
     """
     first, *second = _files(source)
     if second:
@@ -86,7 +89,7 @@ def load(source: str) -> Tokenizer:
     else:
         if not _is_gpt2(first):
             raise KodaError(
-                f"tokenize.tokenizer = {source!r}: not byte-level BPE in GPT-2's form, the only kind the exports carry."
+                f"tokenize.tokenizer = {source!r}: not byte-level BPE in GPT-2's form, the only kind the exports have."
             )
         tokenizer = Tokenizer.from_file(str(first))
     if tokenizer.token_to_id(END_OF_TEXT) is None:
@@ -95,7 +98,7 @@ def load(source: str) -> Tokenizer:
 
 
 def _is_gpt2(file: Path) -> bool:
-    """BPE behind GPT-2's own pre-tokenizer, with nothing normalized before it."""
+    """Is it BPE after GPT-2's own pre-tokenizer, with no normalizer before it?"""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         splitter = raw.get("pre_tokenizer") or {}
@@ -117,13 +120,13 @@ def gpt2_form(model: models.BPE) -> Tokenizer:
 
 def end_of_text(tokenizer: Tokenizer) -> int:
     """The id of the token that ends every document."""
-    found = tokenizer.token_to_id(END_OF_TEXT)
-    assert found is not None, "`train` and `load` give no tokenizer without it"
-    return found
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    assert token is not None, "`train` and `load` return no tokenizer without it"
+    return token
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of texts as a document holds them: one that spells `<|endoftext|>` gets the letters, not the token."""
+    """Token ids of each text as plain text: the letters `<|endoftext|>` in it do not become that token."""
     before = tokenizer.encode_special_tokens
     tokenizer.encode_special_tokens = True
     try:

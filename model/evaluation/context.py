@@ -1,9 +1,12 @@
-"""A longer context: the same weights under other rotary positions, and what they are worth there."""
+"""A longer context: the same weights with scaled rotary positions, and their evaluation there.
 
-from dataclasses import replace
+Letters in names: B batch, T time, V vocabulary.
+"""
+
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from model.errors import KodaError
 from model.evaluation.endings import ending_share
 from model.evaluation.passkey import passkeys
 from model.evaluation.score import Scorer
+from model.figures import ContextFigures, LossByContext, StretchFigures
 from model.files import write_json
 from model.llama import Llama
 from model.rope import ntk_theta
@@ -29,7 +33,10 @@ BATCH = 4
 
 
 def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig:
-    """The configuration for a context `factor` times as long."""
+    """The configuration for a context `factor` times as long.
+
+    Raises KodaError where the positions are scaled already.
+    """
     if config.rope_scaling != "none" and factor > 1:
         raise KodaError(
             f"the model's positions are scaled already ({config.rope_scaling}, {config.rope_factor} times): "
@@ -45,17 +52,17 @@ def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig
     return replace(longer, rope_scaling=method, rope_factor=factor, rope_original_context=original)
 
 
-def stretch(source: str, out: str, factor: float, method: Method) -> dict[str, Any]:
-    """Write the model of `source` to `out` with its context stretched; its numbers stay as they are."""
+def stretch(source: str, out: str, factor: float, method: Method) -> StretchFigures:
+    """Write the model in `source` to `out` with a longer context; its weights are unchanged."""
     model = weights.read(Path(source))
     config = stretched(model.config, factor, method)
     weights.write(Path(out), model._replace(config=config))
-    return {
-        "context": config.max_position_embeddings,
-        "method": method if factor > 1 else "unchanged",
-        "rope_theta": config.rope_theta,
-        "old_rope_theta": model.config.rope_theta,
-    }
+    return StretchFigures(
+        context=config.max_position_embeddings,
+        method=method if factor > 1 else "unchanged",
+        rope_theta=config.rope_theta,
+        old_rope_theta=model.config.rope_theta,
+    )
 
 
 def measure(
@@ -70,11 +77,11 @@ def measure(
     rows: int,
     items: int,
     answer_limit: int,
-) -> dict[str, Any]:
-    """Compare the model of `source` under every way of reading further, and the `final` one; returns the figures.
+) -> ContextFigures:
+    """Compare the model in `source` under every scaling method, and the `final` model; returns the figures.
 
-    positions.json holds the held-out loss by position of each, and how many pass keys the final one finds. Whether it
-    still ends its answers is asked with the held-out `prompts`.
+    Writes positions.json: the held-out loss by position of each, and how many pass keys the final model retrieves.
+    The held-out `prompts` measure whether the final model still ends its answers.
     """
     old, new = weights.load(Path(source)), weights.load(Path(final))
     half, context = old.config.max_position_embeddings, new.config.max_position_embeddings
@@ -83,9 +90,9 @@ def measure(
         models[f"{method}, adapted"] = new
     heldout = Path(tokens) / "heldout"
     curves = {name: loss_by_position(model, heldout, context, rows) for name, model in models.items()}
-    learned = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
+    tokenizer = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
     shards = Shards(heldout)
-    found = passkeys(Scorer(new), learned, shards.read(0, len(shards))[0], items)
+    retrieval = passkeys(Scorer(new), tokenizer, shards.read(0, len(shards))[0], items)
     edges = [context * number // BINS for number in range(BINS + 1)]
     write_json(
         Path(out) / "positions.json",
@@ -93,23 +100,23 @@ def measure(
             "old_context": half,
             "edges": edges,
             "curves": {name: [float(curve[a:b].mean()) for a, b in pairwise(edges)] for name, curve in curves.items()},
-            "passkeys": found,
+            "passkeys": retrieval,
         },
     )
     unchanged, last = curves["unchanged"], curves[f"{method}, adapted" if adapted else method]
     end = slice(3 * half // 4, half)  # the last quarter of the old context
-    return {
-        # Loss at the old lengths, against the model before; and beyond, against what the old context ends with.
-        "old_lengths_ratio": round(float(last[:half].mean() / unchanged[:half].mean()), 4),
-        "beyond_ratio": round(float(last[half:].mean() / last[end].mean()), 4),
-        "beyond_ratio_before": round(float(unchanged[half:].mean() / unchanged[end].mean()), 4),
-        **ending_share(new, learned, Path(prompts), answer_limit),
-        "passkeys_found": round(float(np.mean([line["found"] for line in found])), 3),
-        "loss": {
-            name: {"within": round(float(curve[:half].mean()), 4), "beyond": round(float(curve[half:].mean()), 4)}
+    return ContextFigures(
+        **asdict(ending_share(new, tokenizer, Path(prompts), answer_limit)),
+        # Loss at the old lengths over that of the model before; loss beyond over that at the end of the old context.
+        old_lengths_ratio=round(float(last[:half].mean() / unchanged[:half].mean()), 4),
+        beyond_ratio=round(float(last[half:].mean() / last[end].mean()), 4),
+        beyond_ratio_before=round(float(unchanged[half:].mean() / unchanged[end].mean()), 4),
+        passkeys_found=round(float(np.mean([row["found"] for row in retrieval])), 3),
+        loss_by_method={
+            name: LossByContext(round(float(curve[:half].mean()), 4), round(float(curve[half:].mean()), 4))
             for name, curve in curves.items()
         },
-    }
+    )
 
 
 def under(model: Llama, config: LlamaConfig) -> Llama:
@@ -126,13 +133,13 @@ def loss_by_position(model: Llama, heldout: Path, context: int, rows: int) -> np
     @jax.jit
     def losses(state: nnx.State, inputs_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
         logits_BTV = nnx.merge(graph, state)(inputs_BT)
-        chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
-        return jax.nn.logsumexp(logits_BTV, -1) - chosen_BT
+        logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
+        return jax.nn.logsumexp(logits_BTV, -1) - logit_BT
 
     count = max(BATCH, min(rows, batches.rows) // BATCH * BATCH)
-    found = [
+    losses_BT = [
         np.asarray(losses(state, batch.inputs_BT, batch.targets_BT))
         for first in range(0, count, BATCH)
         for batch in [batches.take(np.arange(first, first + BATCH) % batches.rows)]
     ]
-    return np.concatenate(found).mean(axis=0)
+    return np.concatenate(losses_BT).mean(axis=0)

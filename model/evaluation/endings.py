@@ -1,29 +1,29 @@
-"""Does a model stop when it has said what it had to say?"""
+"""Whether a model ends its answers by itself."""
 
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from model import weights
 from model.data import chat
 from model.data import tokenizer as tokenizers
-from model.evaluation.generate import Generator
+from model.figures import EndingFigures
 from model.files import read_json
+from model.generate import Generator
 from model.llama import Llama
 from model.sampling import Sampling
 
-ASKED = 40  # held-out conversations put to the model
+CONVERSATIONS = 40  # held-out ones that the model answers
 
 
-def ending_share(model: Llama, tokenizer: Tokenizer, prompts: Path, limit: int) -> dict[str, Any]:
+def ending_share(model: Llama, tokenizer: Tokenizer, prompts: Path, limit: int) -> EndingFigures:
     """Of the held-out `prompts`, the share whose greedy answer ends by itself within `limit` tokens."""
     generate, stop = Generator(model), tokenizers.end_of_text(tokenizer)
-    asked = [chat.encode_prompt(tokenizer, line["messages"]) for line in read_json(prompts)[:ASKED]]
-    ended = [list(generate(prompt, stop, Sampling(limit=limit)))[-1:] == [stop] for prompt in asked]
-    return {"ends_by_itself": round(sum(ended) / len(asked), 4), "asked": len(asked)}
+    encoded = [chat.encode_prompt(tokenizer, line["messages"]) for line in read_json(prompts)[:CONVERSATIONS]]
+    ended = [list(generate(prompt, stop, Sampling(limit=limit)))[-1:] == [stop] for prompt in encoded]
+    return EndingFigures(ends_by_itself=round(sum(ended) / len(encoded), 4), asked=len(encoded))
 
 
-def measure(model: str, tokenizer: str, prompts: str, limit: int) -> dict[str, Any]:
-    """The same of the weights in the folder `model`."""
+def measure(model: str, tokenizer: str, prompts: str, limit: int) -> EndingFigures:
+    """`ending_share` of the weights in the folder `model`."""
     return ending_share(weights.load(Path(model)), tokenizers.load(tokenizer), Path(prompts), limit)

@@ -1,12 +1,13 @@
-"""From log-likelihoods to what is said about a model: accuracies and their errors, calibration, and comparisons."""
+"""From log-likelihoods to figures: accuracies and their errors, calibration, and comparisons of two models."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from model.evaluation.items import Item
+from model.figures import TaskFigures
 
 if TYPE_CHECKING:  # a flow's process reads these figures, and must not wait for JAX
     from model.evaluation.score import Score
@@ -18,7 +19,7 @@ ABOVE = 2.0  # standard errors above chance that count
 class Marked(NamedTuple):
     """The figures of one task, and which items were right by its quoted metric."""
 
-    figures: dict[str, Any]
+    figures: TaskFigures
     right: list[bool]
 
 
@@ -29,8 +30,7 @@ def mark(items: Sequence[Item], scores: Sequence["Score"]) -> Marked:
     lm-evaluation-harness. stderr is the standard error of the quoted one, which is acc_norm where there is one.
     """
     if not items:
-        none = dict.fromkeys(("acc", "acc_norm", "stderr", "perplexity", "chance", "calibration_error"))
-        return Marked({"n": 0, **none, "above_chance": False}, [])
+        return Marked(TaskFigures(), [])
     remaining, plain, normed, confidences = iter(scores), [], [], []
     for item in items:
         mine = [next(remaining) for _ in item.contexts]
@@ -45,16 +45,16 @@ def mark(items: Sequence[Item], scores: Sequence["Score"]) -> Marked:
     right = normed or plain
     accuracy, chance = float(np.mean(right)), float(np.mean([item.chance for item in items]))
     single = not confidences
-    figures = {
-        "n": len(items),
-        "acc": round(float(np.mean(plain)), 4),
-        "acc_norm": round(float(np.mean(normed)), 4) if normed else None,
-        "stderr": round(standard_error(right), 4),
-        "perplexity": _perplexity(scores) if single else None,
-        "chance": round(chance, 4),
-        "calibration_error": None if single else round(calibration_error(confidences, plain), 4),
-        "above_chance": accuracy - chance > ABOVE * math.sqrt(max(_variance(accuracy), _variance(chance)) / len(items)),
-    }
+    figures = TaskFigures(
+        n=len(items),
+        acc=round(float(np.mean(plain)), 4),
+        acc_norm=round(float(np.mean(normed)), 4) if normed else None,
+        stderr=round(standard_error(right), 4),
+        perplexity=_perplexity(scores) if single else None,
+        chance=round(chance, 4),
+        calibration_error=None if single else round(calibration_error(confidences, plain), 4),
+        above_chance=accuracy - chance > ABOVE * math.sqrt(max(_variance(accuracy), _variance(chance)) / len(items)),
+    )
     return Marked(figures, right)
 
 
@@ -81,15 +81,10 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> fl
     return float(sum(gaps))
 
 
-def average(tasks: dict[str, dict[str, Any]]) -> float | None:
+def average(tasks: Mapping[str, TaskFigures]) -> float | None:
     """Mean of the quoted metric over the tasks with choices, as it is published; LAMBADA has none and is left out."""
-    quoted = [quote(figures) for figures in tasks.values() if figures["n"] and figures["perplexity"] is None]
+    quoted = [figures.quoted for figures in tasks.values() if figures.n and figures.perplexity is None]
     return round(float(np.mean(quoted)), 4) if quoted else None
-
-
-def quote(figures: dict[str, Any]) -> float:
-    """The metric that is usually quoted of a task."""
-    return figures["acc"] if figures["acc_norm"] is None else figures["acc_norm"]
 
 
 class Paired(NamedTuple):
@@ -97,12 +92,12 @@ class Paired(NamedTuple):
 
     difference: float  # of the accuracies: the second's less the first's
     stderr: float
-    p: float  # two-sided: how often luck alone would part them so far (exact McNemar test)
+    p: float  # two-sided p-value (exact McNemar test)
     n: int
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Compare what two models got right of the same items: only where they part does an item say anything."""
+    """Compare two models on the same items: only items that one of them alone got right count."""
     from scipy.stats import binomtest  # slow to import, and seldom needed
 
     a, b = np.array(first, float), np.array(second, float)

@@ -1,10 +1,10 @@
-"""Koda's weights as a model of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness), so that any
-of its tasks can be run on them without an export:
+"""Koda's weights as a model of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness). Any of its
+tasks can be run on them without an export:
 
     from lm_eval import simple_evaluate
     simple_evaluate(KodaLM(open_model(path, tokenizer)), tasks=["hellaswag"])
 
-It needs the package `lm-eval`, which nothing else here does.
+Only this module requires the package `lm-eval`.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from model.evaluation.generate import Generator
 from model.evaluation.score import Scorer
 from model.evaluation.subject import Subject
+from model.generate import Generator
 from model.sampling import Sampling
 
-# Where the harness keeps its definition of each standard task; ARC-Challenge differs in its items alone.
+# The harness's definition file of each standard task; ARC-Challenge differs from ARC-Easy in its items alone.
 DEFINITIONS = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "arc_easy": "arc/arc_easy.yaml",
@@ -39,7 +39,7 @@ Tokenized = tuple[tuple[str, str], list[int], list[int]]
 
 
 class KodaLM(TemplateLM):
-    """A subject of an evaluation, asked by the harness."""
+    """A subject of an evaluation, behind the harness's interface."""
 
     backend = "causal"
 
@@ -61,52 +61,51 @@ class KodaLM(TemplateLM):
         return [(score.logprob, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of whole texts, each after the end of another, nats."""
-        found = []
+        """The log-likelihood of whole texts, each after an end-of-text token, in nats."""
+        logprobs = []
         for request in requests:
             ids = [self.eot_token_id, *self.tok_encode(request.args[0])]
-            found.append(float(self.scorer.stream(np.asarray(ids), self.scorer.context).sum(dtype=np.float64)))
-        return found
+            logprobs.append(float(self.scorer.stream(np.asarray(ids), self.scorer.context).sum(dtype=np.float64)))
+        return logprobs
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model says until one of the texts that a request stops at, greedily unless it asks for more."""
-        found = []
+        """The generated text before the first stop string of each request; greedy unless the request samples."""
+        texts = []
         for request in requests:
             context, settings = request.args
             stops = [settings["until"]] if isinstance(settings.get("until"), str) else settings.get("until", [])
-            warm = settings.get("temperature", 0.0) if settings.get("do_sample", False) else 0.0
+            temperature = settings.get("temperature", 0.0) if settings.get("do_sample", False) else 0.0
             limit = settings.get("max_gen_toks", 256)
             room = self.scorer.context - limit
             ids = self.tok_encode(context)[-max(1, room) :]
-            said: list[int] = []
+            generated: list[int] = []
             text = ""
-            for token in self.generate(ids, self.eot_token_id, Sampling(limit=limit, temperature=warm)):
-                said.append(token)
-                text = self.subject.tokenizer.decode(said)
+            for token in self.generate(ids, self.eot_token_id, Sampling(limit=limit, temperature=temperature)):
+                generated.append(token)
+                text = self.subject.tokenizer.decode(generated)
                 if any(stop in text for stop in stops):
                     break
             for stop in stops:
                 text = text.partition(stop)[0]
-            found.append(text)
-        return found
+            texts.append(text)
+        return texts
 
 
 def local_tasks(data: Path, cache: Path) -> list[ConfigurableTask]:
-    """The harness's own tasks over the items in `data`, NAME.jsonl for as many of them as there are.
+    """The harness's own tasks over the items in `data`, one for each NAME.jsonl that is there.
 
-    `cache` is a folder for what `datasets` makes of these.
+    `cache` is a folder for the package `datasets`.
     """
-    root, found = Path(lm_eval.tasks.__file__).parent, []
+    root, tasks = Path(lm_eval.tasks.__file__).parent, []
     for name, definition in DEFINITIONS.items():
         file = data / f"{name}.jsonl"
         if not file.is_file():
             continue
-        defined = load_yaml(root / definition)
-        kept = {key: value for key, value in defined.items() if not key.endswith("_split")}
-        found.append(
+        settings = {k: v for k, v in load_yaml(root / definition).items() if not k.endswith("_split")}
+        tasks.append(
             ConfigurableTask(
                 config={
-                    **kept,
+                    **settings,
                     "task": name,
                     "dataset_path": "json",
                     "dataset_name": None,
@@ -115,13 +114,13 @@ def local_tasks(data: Path, cache: Path) -> list[ConfigurableTask]:
                 }
             )
         )
-    return found
+    return tasks
 
 
 def results(model: LM, data: Path, cache: Path) -> dict[str, dict[str, float]]:
     """`{task: {acc, acc_norm, perplexity}}` over local items, as the harness itself computes them."""
-    found = simple_evaluate(model, tasks=local_tasks(data, cache), bootstrap_iters=0, log_samples=False)
+    evaluation = simple_evaluate(model, tasks=local_tasks(data, cache), bootstrap_iters=0, log_samples=False)
     return {
         task: {name.removesuffix(",none"): value for name, value in figures.items() if name.endswith(",none")}
-        for task, figures in found["results"].items()
+        for task, figures in evaluation["results"].items()
     }

@@ -1,15 +1,15 @@
-"""A question with its choices, and what a model is asked to score for it."""
+"""A question with its choices, and the requests to a scorer that it becomes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-Encode = Callable[[Sequence[str]], list[list[int]]]  # texts → token ids, as the model's own tokenizer gives them
+Encode = Callable[[Sequence[str]], list[list[int]]]  # texts → token ids, by the model's own tokenizer
 
 
 class Item(NamedTuple):
-    """After which context is which continuation right? The two lists are as long as there are choices.
+    """A question: one context and one continuation for each choice; `gold` is the index of the right choice.
 
-    An item with one choice is right where every token of it is the likeliest one.
+    An item with one choice is right where each of its tokens is the likeliest one.
     """
 
     contexts: list[str]
@@ -20,10 +20,10 @@ class Item(NamedTuple):
 
 
 def requests(encode: Encode, prefix: int, items: Sequence[Item]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each context and continuation, cut where lm-evaluation-harness cuts them.
+    """Token ids of each context and continuation, divided where lm-evaluation-harness divides them.
 
-    Spaces at the end of a context go to the continuation, and the two are encoded in one piece, so that words keep the
-    tokens they have in running text. An empty context is the token `prefix`.
+    Spaces at the end of a context move to the continuation, and the two are encoded as one text, so that words keep
+    the tokens that they have in running text. An empty context is the token `prefix`.
     """
     pairs = [pair for item in items for pair in zip(item.contexts, item.continuations, strict=True)]
     moved = []
@@ -32,10 +32,10 @@ def requests(encode: Encode, prefix: int, items: Sequence[Item]) -> list[tuple[l
         moved.append((bare, context[len(bare) :] + continuation))
     wholes = encode([context + continuation for context, continuation in moved])
     contexts = encode([context for context, _ in moved])
-    found = []
+    encoded = []
     for (context, _), whole, ids in zip(moved, wholes, contexts, strict=True):
         if context:
-            found.append((ids, whole[len(ids) :]))
-        else:  # the prefix stands for it, unless the text begins with it anyway
-            found.append((whole[:1], whole[1:]) if whole[0] == prefix else ([prefix], whole))
-    return found
+            encoded.append((ids, whole[len(ids) :]))
+        else:  # a tokenizer may begin every text with the prefix itself
+            encoded.append((whole[:1], whole[1:]) if whole[0] == prefix else ([prefix], whole))
+    return encoded

@@ -1,4 +1,4 @@
-"""Passkey retrieval (Mohtashami and Jaggi 2023, arXiv:2305.16300): is a number found again, from how far away?
+"""Passkey retrieval (Mohtashami and Jaggi 2023, arXiv:2305.16300): from how far away a model retrieves a number.
 
 A small model need not be able to write the number: it chooses among ten, so that chance is known.
 """
@@ -11,32 +11,36 @@ from model.evaluation.score import Scorer
 
 CHOICES = 10
 LENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the context
-DEPTHS = (0.0, 0.5, 1.0)  # where in the text the number stands; 1 is just before the question
-TOLD = "\nThe pass key is{}. Remember it.{} is the pass key.\n"
-ASKED = "\nWhat is the pass key? The pass key is"
+DEPTHS = (0.0, 0.5, 1.0)  # the number's position in the text; 1 is just before the question
+STATEMENT = "\nThe pass key is{}. Remember it.{} is the pass key.\n"
+QUESTION = "\nWhat is the pass key? The pass key is"
 
 
 def passkeys(scorer: Scorer, tokenizer: Tokenizer, filler: np.ndarray, items: int) -> list[dict[str, float]]:
-    """Share of keys found for each length and depth, over `items` texts each; `filler` is text to hide them in."""
+    """The share of keys that are retrieved for each length and depth, over `items` texts each.
+
+    `filler` is the text, token ids, in which the keys are hidden.
+    """
     draw = np.random.default_rng(0)
 
     def ids(text: str) -> list[int]:
         return tokenizers.encode_plain(tokenizer, [text])[0]
 
-    found = []
+    rows = []
     for share in LENGTHS:
         for depth in DEPTHS:
             requests = []
             for _ in range(items):
                 keys = [f" {key}" for key in draw.choice(90_000, CHOICES, replace=False) + 10_000]
-                told, asked, answers = ids(TOLD.format(keys[0], keys[0])), ids(ASKED), [ids(key) for key in keys]
+                statement, question = ids(STATEMENT.format(keys[0], keys[0])), ids(QUESTION)
+                answers = [ids(key) for key in keys]
                 longest = max(map(len, answers))
-                room = int(share * scorer.context) - len(told) - len(asked) - longest
+                room = int(share * scorer.context) - len(statement) - len(question) - longest
                 start = int(draw.integers(0, max(1, len(filler) - room)))
                 text = filler[start : start + max(0, room)].tolist()
                 at = int(depth * len(text))
-                requests += [(text[:at] + told + text[at:] + asked, answer) for answer in answers]
-            scores = np.array([score.logprob for score in scorer(requests)]).reshape(items, CHOICES)
-            right = float((scores.argmax(1) == 0).mean())
-            found.append({"length": int(share * scorer.context), "depth": depth, "found": round(right, 3)})
-    return found
+                requests += [(text[:at] + statement + text[at:] + question, answer) for answer in answers]
+            logprobs = np.array([score.logprob for score in scorer(requests)]).reshape(items, CHOICES)
+            right = float((logprobs.argmax(1) == 0).mean())
+            rows.append({"length": int(share * scorer.context), "depth": depth, "found": round(right, 3)})
+    return rows

@@ -1,8 +1,9 @@
-"""Zero-shot figures that others published, to stand beside a run's own."""
+"""Zero-shot figures that others published, for the comparison with a run's own."""
 
 from typing import NamedTuple
 
-# The eight tasks of the standard suite, and the metric that is usually quoted of each.
+# The tasks of the standard suite, and the metric that is usually quoted of each. Reports and model cards look every
+# task of `standard.TASKS` up here: a task belongs in both tables.
 TASKS = {
     "hellaswag": "acc_norm",
     "arc_easy": "acc_norm",
@@ -16,7 +17,7 @@ TASKS = {
 
 
 class Row(NamedTuple):
-    """A model's accuracies, as shares, and the page where they stand; none for KodaLite, whose model card has them."""
+    """A model's accuracies, as shares, and their source, a page; empty for KodaLite, whose model card has them."""
 
     name: str
     source: str
@@ -24,8 +25,8 @@ class Row(NamedTuple):
 
 
 def _row(name: str, source: str, *percent: float | None) -> Row:
-    given = zip(TASKS, percent, strict=True)
-    return Row(name, source, {task: round(p / 100, 4) for task, p in given if p is not None})
+    published = zip(TASKS, percent, strict=True)
+    return Row(name, source, {task: round(p / 100, 4) for task, p in published if p is not None})
 
 
 TINYLLAMA = "https://arxiv.org/abs/2401.02385"

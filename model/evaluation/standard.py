@@ -1,7 +1,8 @@
-"""The eight standard zero-shot tasks, as lm-evaluation-harness 0.4.13 asks them.
+"""The eight standard zero-shot tasks, with the prompts and metrics of lm-evaluation-harness 0.4.13.
 
 HellaSwag (Zellers et al. 2019), ARC (Clark et al. 2018), WinoGrande (Sakaguchi et al. 2020), PIQA (Bisk et al. 2020),
 BoolQ (Clark et al. 2019), OpenBookQA (Mihaylov et al. 2018) and LAMBADA (Paperno et al. 2016) in OpenAI's version.
+The metric that is quoted of each task is in `published.TASKS`: a task belongs in both tables.
 """
 
 import json
@@ -18,11 +19,11 @@ Row = dict[str, Any]
 
 
 class Flaw(Exception):
-    """A row that is no item: what is wrong with it."""
+    """A row that is not a valid item; the message names what is wrong with it."""
 
 
 class Task(NamedTuple):
-    """Where a task's items are on the Hub, and how a row of them is asked."""
+    """Where a task's rows are on the Hub, and the function that makes an item of a row."""
 
     path: str
     config: str | None
@@ -57,14 +58,14 @@ def openbookqa(row: Row) -> Item:
 
 
 def winogrande(row: Row) -> Item:
-    """The two names are put into the context; what is scored is how the sentence goes on."""
+    """The two names are put into the context; the end of the sentence is scored."""
     before, gap, after = row["sentence"].partition("_")
     options = [row["option1"], row["option2"]]
     gold = {"1": 0, "2": 1}.get(str(row["answer"]), -1)
-    checked = _choices(before, options, gold, normalised=False)
+    item = _choices(before, options, gold, normalised=False)
     if not gap or not after.strip():
-        raise Flaw("the sentence has no `_` with something after it")
-    return checked._replace(contexts=[before + option for option in options], continuations=[f" {after.strip()}"] * 2)
+        raise Flaw("the sentence has no `_` with text after it")
+    return item._replace(contexts=[before + option for option in options], continuations=[f" {after.strip()}"] * 2)
 
 
 def piqa(row: Row) -> Item:
@@ -77,7 +78,7 @@ def boolq(row: Row) -> Item:
 
 
 def lambada(row: Row) -> Item:
-    """The last word, with the whole vocabulary to choose from."""
+    """The last word is predicted, out of the whole vocabulary."""
     context, space, last = row["text"].rpartition(" ")
     if not space or not last:
         raise Flaw("the text has no last word")
@@ -113,33 +114,33 @@ def _lettered(row: Row) -> int:
 def items(names: Iterable[str], data: str, limit: int = 0) -> dict[str, list[Item]]:
     """The items of these tasks, at most `limit` of each (0: all), from the folder `data` or from the Hub (`hub`).
 
-    A folder holds NAME.jsonl with the columns of the Hub's data set; tasks without a file are left out. Raises
-    KodaError, with the item's number, for a row that cannot be asked.
+    The folder's files are NAME.jsonl with the columns of the Hub's data set; tasks without a file are left out. Raises
+    KodaError, with the item's number, for a row that is not a valid item.
     """
     if data == "hub":
-        return {name: _made(name, f"{TASKS[name].path} on the Hub", _hub(TASKS[name]), limit) for name in names}
+        return {name: _items(name, f"{TASKS[name].path} on the Hub", _hub(TASKS[name]), limit) for name in names}
     files = {name: Path(data) / f"{name}.jsonl" for name in names}
-    there = {name: path for name, path in files.items() if path.is_file()}
-    if not there:
-        raise KodaError(f"{data} holds none of {', '.join(f'{name}.jsonl' for name in files)}.")
-    return {name: _made(name, str(path), _lines(path), limit) for name, path in there.items()}
+    present = {name: path for name, path in files.items() if path.is_file()}
+    if not present:
+        raise KodaError(f"{data} has none of {', '.join(f'{name}.jsonl' for name in files)}.")
+    return {name: _items(name, str(path), _lines(path), limit) for name, path in present.items()}
 
 
-def _made(name: str, where: str, rows: Iterator[Row], limit: int) -> list[Item]:
-    found: list[Item] = []
+def _items(name: str, where: str, rows: Iterator[Row], limit: int) -> list[Item]:
+    valid: list[Item] = []
     for number, row in enumerate(rows):
         if limit and number == limit:
             break
         try:
-            found.append(TASKS[name].item(row))
+            valid.append(TASKS[name].item(row))
         except KeyError as missing:
             columns = ", ".join(row)
             raise KodaError(f"{where}, item {number}: there is no column {missing}; it has {columns}.") from None
         except (Flaw, AttributeError, TypeError) as flaw:
             raise KodaError(f"{where}, item {number}: {flaw}.") from None
-    if not found:
-        raise KodaError(f"{where}: there is not one item in it.")
-    return found
+    if not valid:
+        raise KodaError(f"{where} has no items.")
+    return valid
 
 
 def _lines(path: Path) -> Iterator[Row]:

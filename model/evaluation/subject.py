@@ -1,7 +1,7 @@
-"""The model that is evaluated, wherever it lies: Koda's weights, a checkpoint, a Hugging Face folder, GGUF, MLX.
+"""The model that is evaluated, in any form: Koda's weights, a checkpoint, a Hugging Face folder, GGUF, MLX.
 
-All of them are computed in JAX, with the numbers that the file holds: what quantisation cost is seen, and what the
-runtime that usually opens the file does otherwise is not (the convert stage compares that).
+All forms are computed in JAX, with the numbers in the file. The figures show the cost of quantisation. They do not show
+how the file's usual runtime differs from JAX, which the convert stage measures.
 """
 
 from collections.abc import Sequence
@@ -14,44 +14,45 @@ from model import arrays, weights
 from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
-from model.export import gguf, gguf_tokenizer, hf, mlx
+from model.export import gguf_file, gguf_tokenizer
+from model.export.formats import hf, mlx
 from model.files import read_json
 from model.llama import Llama
-from model.weights import Stored
+from model.stored import Stored
 
-PARAMS = "params/"  # what a checkpoint calls the weights in it
+PARAMS = "params/"  # the prefix of the weights' names in a checkpoint
 
 
 class Subject(NamedTuple):
-    """A model that can be asked, and the tokenizer that it is asked with."""
+    """A model under evaluation, and its tokenizer."""
 
     name: str
     model: Llama
     tokenizer: Tokenizer
-    prefix: int  # the token that stands for an empty context
+    prefix: int  # the token in place of an empty context
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids, with what the tokenizer itself puts around a text."""
+        """Token ids, with the special tokens that the tokenizer itself adds around a text."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
 
 
 def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
-    """The model at `path`; Koda's own weights come with no tokenizer, so that they need `tokenizer_file`.
+    """The model at `path`; Koda's own weights have no tokenizer beside them and require `tokenizer_file`.
 
-    Raises KodaError for what is no model, and for a tokenizer that knows more tokens than the model has.
+    Raises KodaError for a path that is not a model, and for a tokenizer with more tokens than the model.
     """
     if path.suffix == ".gguf" and path.is_file():
-        reader = gguf.opened(path)
+        reader = gguf_file.opened(path)
         tokenizer = gguf_tokenizer.read(reader, path)
-        return _subject(path, gguf.stored(reader, path), tokenizer, tokenizers.end_of_text(tokenizer))
+        return _subject(path, gguf_file.stored(reader, path), tokenizer, tokenizers.end_of_text(tokenizer))
     if (path / arrays.COMMIT).is_file():
         if tokenizer_file is None:
-            raise KodaError(f"{path} holds weights without a tokenizer, and lies in no run that has one.")
+            raise KodaError(f"{path} has weights without a tokenizer, and is not in a run that has one.")
         tokenizer = tokenizers.load(str(tokenizer_file))
         return _subject(path, stored_weights(path), tokenizer, tokenizers.end_of_text(tokenizer))
     if not (path / "config.json").is_file():
         raise KodaError(
-            f"{path} is no model: neither a run's weights, nor a folder with config.json, nor a .gguf file."
+            f"{path} is not a model: neither a run's weights, nor a folder with config.json, nor a .gguf file."
         )
     if not (path / "tokenizer.json").is_file():
         raise KodaError(f"{path} has no tokenizer.json.")
@@ -63,15 +64,15 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
 
 
 def stored_weights(path: Path) -> Stored:
-    """The weights in a folder of them, or of a training's checkpoint, of which the optimizer's state is not read."""
+    """The weights in a folder of weights, or in a training's checkpoint, without reading its optimizer's state."""
     described = arrays.facts(path)["arrays"]
     parts = {array["part"] for name, array in described.items() if name.startswith(PARAMS)}
     if not parts:
         return weights.read(path)
     config = LlamaConfig(**read_json(path.parents[1] / "job.json")["model"])
-    wanted = {name: array for name, array in described.items() if array["part"] in parts}
-    read = arrays.read_parts(path, wanted)
-    named = {name.removeprefix(PARAMS): array for name, array in read if name.startswith(PARAMS)}
+    needed = {name: array for name, array in described.items() if array["part"] in parts}
+    pairs = arrays.read_parts(path, needed)
+    named = {name.removeprefix(PARAMS): array for name, array in pairs if name.startswith(PARAMS)}
     return Stored(config, weights.nested(config, named))
 
 

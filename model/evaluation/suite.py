@@ -1,11 +1,12 @@
-"""What a model is worth: bits per byte beside xz, and the suites of zero-shot tasks."""
+"""Evaluation of a model: bits per byte beside xz, and the suites of zero-shot tasks."""
 
 import lzma
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,23 +17,24 @@ from model.errors import KodaError
 from model.evaluation import homemade, standard
 from model.evaluation.baselines import Unigram, baselines
 from model.evaluation.figures import Marked, mark
-from model.evaluation.generate import Generator
 from model.evaluation.items import Item, requests
 from model.evaluation.score import Scorer
 from model.evaluation.subject import Subject, open_model
+from model.figures import EvaluateFigures, Measurement, Sample, SuiteFigures
 from model.files import read_json, write_json
+from model.generate import Generator
 from model.sampling import Sampling
 
 Suite = Literal["standard", "homemade"]
-HOMEMADE = 200  # items of a home-made task where no number is asked for
+HOMEMADE = 200  # items of a home-made task by default
 
 
 def evaluate(
     model: str, base: str, tokens: str, out: str, items: int, max_bytes: int, standard_items: str, limit: int
-) -> dict[str, Any]:
-    """Evaluate the weights in `model`, and for bits per byte also those in `base`; returns the figures.
+) -> EvaluateFigures:
+    """Evaluate the weights in `model`, and for bits per byte also those in `base`.
 
-    Below `out`, right.json says which items were right, so that two models can be compared item by item.
+    right.json below `out` has which items were right, so that two models can be compared item by item.
     """
     folder = Path(tokens)
     documents = heldout_documents(folder)
@@ -40,28 +42,28 @@ def evaluate(
     before = bits_per_byte(*_opened(base, folder), text)
     subject, scorer = _opened(model, folder)
     measured = _measure(subject, scorer, documents, text, Unigram(folder), items, standard_items, limit)
-    write_json(Path(out) / "right.json", measured["right"])
+    write_json(Path(out) / "right.json", measured.right)
     whole = "".join(document.text for document in text).encode()
     xz = 8 * len(lzma.compress(whole, preset=9)) / len(whole)
-    figures = measured["figures"]
-    return {
-        **figures,
-        "bits_per_byte": round(_total(before), 4),
-        "xz_bits_per_byte": round(xz, 4),
-        "ratio_to_xz": round(_total(before) / xz, 4),
-        "bits_per_byte_final": figures["bits_per_byte"],
-        "bits_per_byte_by_source": _by_source(folder, before),
-        "heldout_bytes": len(whole),
-        "tasks_above_chance": sum(task["above_chance"] for task in figures["tasks"].values()),
-        "samples": samples(subject),
-    }
+    figures = measured.figures
+    return EvaluateFigures(
+        bits_per_byte=round(_total(before), 4),
+        tasks=figures.tasks,
+        standard=figures.standard,
+        bits_per_byte_final=figures.bits_per_byte,
+        bits_per_byte_by_source=_by_source(folder, before),
+        xz_bits_per_byte=round(xz, 4),
+        ratio_to_xz=round(_total(before) / xz, 4),
+        heldout_bytes=len(whole),
+        tasks_above_chance=sum(task.above_chance for task in figures.tasks.values()),
+        samples=samples(subject),
+    )
 
 
 def measure(
     model: str, tokens: str, items: int, max_bytes: int, standard_items: str = "", limit: int = 0
-) -> dict[str, Any]:
-    """`{figures, right, documents}` of one model: its figures, which items it got right, and the bits and bytes of each
-    held-out document, so that another can be compared with it (`regression.compare`).
+) -> Measurement:
+    """One model's figures, and what another can be compared with it by (`regression.compare`).
 
     `standard_items` is where the standard suite is read from, at most `limit` items of each task; empty: left out.
     """
@@ -80,22 +82,25 @@ def _measure(
     items: int,
     standard_items: str,
     limit: int,
-) -> dict[str, Any]:
+) -> Measurement:
     """`text` is what bits per byte are of, `documents` what the home-made items are made of."""
     needed = bits_per_byte(subject, scorer, text)
     made = homemade.items(documents, unigram, items)
-    marked = {"homemade": ask(subject, scorer, made)}
+    marked = {"homemade": score(subject, scorer, made)}
     if standard_items:
-        marked["standard"] = ask(subject, scorer, standard.items(standard.TASKS, standard_items, limit))
+        marked["standard"] = score(subject, scorer, standard.items(standard.TASKS, standard_items, limit))
     figures = {suite: {name: one.figures for name, one in of.items()} for suite, of in marked.items()}
-    for name, one in made.items():
-        figures["homemade"][name] |= baselines(one, unigram)
-    asked = {"standard": figures["standard"]} if standard_items else {}
-    return {
-        "figures": {"bits_per_byte": round(_total(needed), 4), "tasks": figures["homemade"], **asked},
-        "right": {suite: {name: one.right for name, one in of.items()} for suite, of in marked.items()},
-        "documents": needed.tolist(),
+    with_baselines = {
+        name: replace(one, **baselines(made[name], unigram))  # type: ignore[arg-type]
+        for name, one in figures["homemade"].items()
     }
+    return Measurement(
+        SuiteFigures(
+            bits_per_byte=round(_total(needed), 4), tasks=with_baselines, standard=figures.get("standard", {})
+        ),
+        {suite: {name: one.right for name, one in of.items()} for suite, of in marked.items()},
+        needed.tolist(),
+    )
 
 
 def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> dict[str, list[Item]]:
@@ -110,14 +115,14 @@ def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> di
     return {name: made[name] for name in names or known}
 
 
-def ask(subject: Subject, scorer: Scorer, items: dict[str, list[Item]]) -> dict[str, Marked]:
-    """Every task's figures; an item that was longer than the context is counted in them."""
-    found = {}
-    for name, made in items.items():
+def score(subject: Subject, scorer: Scorer, items: dict[str, list[Item]]) -> dict[str, Marked]:
+    """Every task's figures; they count the items that were longer than the context."""
+    tasks = {}
+    for name, of_task in items.items():
         before = scorer.truncated
-        marked = mark(made, scorer(requests(subject.encode, subject.prefix, made)))
-        found[name] = marked._replace(figures={**marked.figures, "truncated": scorer.truncated - before})
-    return found
+        marked = mark(of_task, scorer(requests(subject.encode, subject.prefix, of_task)))
+        tasks[name] = marked._replace(figures=replace(marked.figures, truncated=scorer.truncated - before))
+    return tasks
 
 
 def bits_per_byte(subject: Subject, scorer: Scorer, documents: list[Document]) -> np.ndarray:
@@ -154,16 +159,14 @@ def _by_source(tokens: Path, measured: np.ndarray) -> dict[str, float]:
 PROMPTS = ("Return", "The function", "In the year", "This module", "We")
 
 
-def samples(subject: Subject) -> list[dict[str, str]]:
-    """What the model makes of fixed beginnings with fixed seeds, so that two runs can be read side by side."""
+def samples(subject: Subject) -> list[Sample]:
+    """How the model goes on from fixed beginnings with fixed seeds, so that two runs can be read side by side."""
     generate, stop = Generator(subject.model), tokenizers.end_of_text(subject.tokenizer)
-    said = (
+    answers = (
         list(generate(subject.encode([prompt])[0], stop, Sampling(limit=60, temperature=0.8, seed=seed)))
         for seed, prompt in enumerate(PROMPTS)
     )
-    return [
-        {"prompt": prompt, "text": subject.tokenizer.decode(ids)} for prompt, ids in zip(PROMPTS, said, strict=True)
-    ]
+    return [Sample(prompt, subject.tokenizer.decode(ids)) for prompt, ids in zip(PROMPTS, answers, strict=True)]
 
 
 def _up_to(documents: list[Document], limit: int) -> list[Document]:

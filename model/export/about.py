@@ -1,4 +1,4 @@
-"""What an exported file says of itself, beside its numbers."""
+"""What an exported file states about itself, beside its numbers."""
 
 from typing import NamedTuple
 

@@ -1,44 +1,16 @@
-"""The LoRA adapter in PEFT's form, and the model with it merged in."""
+"""The LoRA adapter in PEFT's form."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from model import weights
 from model.config import LORA_TARGETS
-from model.data import tokenizer as tokenizers
-from model.evaluation.endings import ending_share
 from model.export.names import MODULES
 from model.files import write_json
 from model.llama import Llama
-from model.lora import Lora, adapted, merge_lora
-from model.training.job import Job, LoraRecipe
-from model.training.promote import restored, trained
-
-
-def finish(job: str, tokenizer: str, prompts: str, out: str, answer_limit: int) -> dict[str, Any]:
-    """Write adapter/ and the merged weights/ of a finished fine-tuning below `out`; returns the figures.
-
-    Among them the share of held-out questions whose answer ends by itself, before and after.
-    """
-    order = Job.read(Path(job))
-    training, facts = restored(order)
-    model = trained(training)
-    if order.lora is not None:
-        write_adapter(Path(out) / "adapter", model, order.lora)
-    merge_lora(model)
-    weights.save(Path(out) / "weights", model)
-
-    learned = tokenizers.load(tokenizer)
-    assert order.init is not None
-    before = ending_share(weights.load(Path(order.init)), learned, Path(prompts), answer_limit)
-    return {
-        "heldout_loss": round(facts["heldout_loss"], 4),
-        "ends_by_itself_before": before["ends_by_itself"],
-        **ending_share(model, learned, Path(prompts), answer_limit),
-    }
+from model.lora import Lora, adapted
+from model.training.job import LoraRecipe
 
 
 def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe) -> None:

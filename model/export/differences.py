@@ -1,4 +1,4 @@
-"""Where does an exported file first say something else than the weights it was made of?"""
+"""Where does an exported file first differ from the weights it was made of?"""
 
 import math
 from dataclasses import fields
@@ -8,11 +8,10 @@ import numpy as np
 
 from model.config import LlamaConfig
 from model.errors import KodaError
-from model.export import gguf, hf, mlx
+from model.export.formats import FORMATS
 from model.export.names import to_hf
-from model.weights import Stored
+from model.stored import Stored
 
-READERS = {"hf": hf.read, "gguf": gguf.read, "mlx": mlx.read}
 # What rounding alone leaves of a tensor's relative error: half a step of 16 bits, of 8 bits in blocks, of 4 in groups.
 ROUNDING = {
     1e-6: "the same",
@@ -23,19 +22,19 @@ ROUNDING = {
 WRONG = max(ROUNDING)  # beyond it a tensor is not rounded but another one
 
 
-def first_difference(kind: str, path: Path, model: Stored) -> str:
+def first_difference(format_: str, path: Path, model: Stored) -> str:
     """A sentence that names the first field or tensor of the file that is not the model's, layer by layer."""
     try:
-        found = READERS[kind](path)
+        exported = FORMATS[format_].read(path)
     except KodaError as error:
         return f"Read back, {error}"
     for field in fields(LlamaConfig):
-        ours, theirs = (getattr(stored.config, field.name) for stored in (model, found))
+        ours, theirs = (getattr(stored.config, field.name) for stored in (model, exported))
         if ours != theirs and not (isinstance(ours, float) and math.isclose(ours, theirs, rel_tol=1e-6)):
             return f"First to differ: {field.name} = {theirs}, the model has {ours}."
     coarsest = 0.0
-    for (name, expected), (_, there) in zip(to_hf(model.params), to_hf(found.params), strict=True):
-        far = distance(expected, there)
+    for (name, expected), (_, actual) in zip(to_hf(model.params), to_hf(exported.params), strict=True):
+        far = distance(expected, actual)
         if not far <= WRONG:
             return f"First to differ: {place(name)} (relative error {far:.2g})."
         coarsest = max(coarsest, far)
@@ -43,9 +42,9 @@ def first_difference(kind: str, path: Path, model: Stored) -> str:
     return f"Its shape and all its weights are the model's ({how}): the fault is in the rest of it."
 
 
-def distance(expected: np.ndarray, found: np.ndarray) -> float:
+def distance(expected: np.ndarray, actual: np.ndarray) -> float:
     """Relative error of a tensor, in the Frobenius norm."""
-    a, b = expected.astype(np.float32), found.astype(np.float32)
+    a, b = expected.astype(np.float32), actual.astype(np.float32)
     return float(np.linalg.norm(b - a) / max(float(np.linalg.norm(a)), 1e-30))
 
 

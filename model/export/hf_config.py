@@ -5,9 +5,9 @@ from typing import Any
 from model.config import LlamaConfig
 from model.errors import KodaError
 
-# Fields that config.json says in another form, or cannot say.
+# Fields that config.json has in another form, or cannot have.
 OURS = {"qk_norm", "rope_scaling", "rope_factor", "rope_original_context"}
-# What transformers assumes where config.json says nothing.
+# What transformers assumes where config.json has no value.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -67,9 +67,9 @@ def from_hf_config(raw: dict[str, Any], where: str) -> LlamaConfig:
     for name, only in FIXED.items():
         if raw.get(name, only) != only:
             raise KodaError(f"{where}: {name} = {raw[name]!r} is not in Koda's network, which has {name} = {only!r}.")
-    given = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
-    given["num_key_value_heads"] = raw.get("num_key_value_heads") or given["num_attention_heads"]
-    shape = LlamaConfig(**given, **_rope(raw, given["max_position_embeddings"], where))
+    fields = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
+    fields["num_key_value_heads"] = raw.get("num_key_value_heads") or fields["num_attention_heads"]
+    shape = LlamaConfig(**fields, **_rope(raw, fields["max_position_embeddings"], where))
     if (size := raw.get("head_dim") or shape.head_dim) != shape.head_dim:
         raise KodaError(
             f"{where}: head_dim = {size} is not in Koda's network, where every head has hidden_size / "

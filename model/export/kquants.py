@@ -1,10 +1,10 @@
-"""llama.cpp's K-quants (Q4_K_M and its kin), made by llama.cpp's own quantiser from a GGUF file."""
+"""llama.cpp's K-quants (Q4_K_M and similar), made by llama.cpp's own quantiser from a GGUF file."""
 
 from pathlib import Path
 from typing import Any
 
 from model.errors import KodaError
-from model.files import finished
+from model.files import atomic_write
 
 KINDS = ("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M")
 SUPERBLOCK = 256  # weights of a row that share their scales; rows of another length are stored otherwise, silently
@@ -29,7 +29,7 @@ def write(path: Path, source: Path, kind: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     params.nthread = 0  # as many as there are cores
-    with finished(path, "wb") as beside:
+    with atomic_write(path, "wb") as beside:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), beside.name.encode(), params)
     if failed:
         path.unlink(missing_ok=True)

@@ -42,14 +42,14 @@ def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "down_proj": (width, inner),
     }
     table = (config.vocab_size, width)
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
     for number in range(config.num_hidden_layers):
-        found |= {f"model.layers.{number}.{name}.weight": (width,) for name in NORMS.values()}
-        found |= {
+        named |= {f"model.layers.{number}.{name}.weight": (width,) for name in NORMS.values()}
+        named |= {
             f"model.layers.{number}.{MODULES[LORA_TARGETS[name]]}.weight": shape for name, shape in matrices.items()
         }
-    found["model.norm.weight"] = (width,)
-    return found if config.tie_word_embeddings else {**found, "lm_head.weight": table}
+    named["model.norm.weight"] = (width,)
+    return named if config.tie_word_embeddings else {**named, "lm_head.weight": table}
 
 
 def from_hf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Any]:

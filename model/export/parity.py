@@ -1,9 +1,13 @@
-"""Does an export say what the JAX model says? Each is opened in its own runtime and compared."""
+"""Does an export compute what the JAX model computes? Each is opened in its own runtime and compared.
+
+Letters in names: N beginnings of a text, P positions in it, V vocabulary.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +17,14 @@ from model.data import chat
 from model.data.encoder import HARD
 from model.data.shards import Shards
 from model.export.differences import first_difference
-from model.export.runtimes import Answer, HuggingFace, Jax, LlamaCpp, Mlx, Probe, Runtime, answer
+from model.export.formats import FORMATS
+from model.export.runtime import Answer, Jax, Probe, Runtime, answer
+from model.figures import ParityFigures
 from model.sampling import Sampling
 
 TEXTS = 4  # pieces of held-out text
 SCORED = 32  # tokens at the end of each of them whose probabilities make the perplexity
-GREEDY = 64  # tokens that are said greedily
+GREEDY = 64  # tokens that are generated greedily
 TALKS: tuple[list[chat.Message], ...] = (
     [{"role": "user", "content": "What does `os.path.join` do?"}],
     [
@@ -38,66 +44,60 @@ class Limits(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of held-out text, and what the JAX model makes of it."""
+    """A piece of held-out text, and the JAX model's log-probabilities on it."""
 
     ids: list[int]
-    after: list[int]  # so many tokens, what is the next one?
-    of: list[int]  # positions of tokens that every runtime can be asked about
-    said: Probe
+    after: list[int]  # so many tokens, the next one is predicted
+    of: list[int]  # positions of tokens that every runtime can score
+    probe: Probe
 
 
 class Expected(NamedTuple):
-    """What every export should say: what the JAX model, opened as another runtime, says itself."""
+    """What every export should compute: what the JAX model, opened like any runtime, computes."""
 
     weights: Path
     model: Runtime
     context: int
     old_context: int
     parts: list[Part]
-    begun: list[int]  # what is gone on with greedily
+    beginning: list[int]  # what the greedy tokens follow
     greedy: list[int]
     answer: Answer
 
 
-def opened(kind: str, path: Path, context: int) -> Runtime:
-    """A file or folder of this kind (hf, gguf, mlx) in its own runtime."""
-    if kind == "gguf":
-        return LlamaCpp(path, context)
-    return HuggingFace(path) if kind == "hf" else Mlx(path)
-
-
 def compare(
-    kind: str,
+    format_: str,
     folder: str,
     limits: dict[str, Sequence[float]],
     weights_folder: str,
     tokenizer: str,
     heldout: str,
     old_context: int,
-) -> dict[str, dict[str, Any]]:
-    """Compare exports of one kind with the JAX model on held-out text: figures for each path below `folder`.
+) -> dict[str, ParityFigures]:
+    """Compare exports of one format with the JAX model on held-out text: figures for each path below `folder`.
 
     `limits` gives each path its Limits.
     """
     with jax.default_matmul_precision("highest"):  # a GPU would multiply float32 in TF32, with 11 bits, as F16 has
         expected = expectation(Path(weights_folder), Path(tokenizer), Path(heldout), old_context)
-    return {path: judge(kind, Path(folder) / path, Limits(*limit), expected) for path, limit in limits.items()}
+    return {path: judge(format_, Path(folder) / path, Limits(*limit), expected) for path, limit in limits.items()}
 
 
-def judge(kind: str, path: Path, limits: Limits, expected: Expected) -> dict[str, Any]:
-    """The figures of one export. What is wrong with it stands under `failed`, a sentence each."""
+def judge(format_: str, path: Path, limits: Limits, expected: Expected) -> ParityFigures:
+    """The figures of one export. `failed` has what is wrong with it, a sentence each."""
     try:
-        figures = _figures(opened(kind, path, expected.context), expected, limits)
+        figures = _figures(FORMATS[format_].open(path, expected.context), expected, limits)
     except Exception as error:  # whatever a runtime raises, this file is no good and the others are still looked at
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        figures = {"failed": [f"its runtime does not take it: {line}"]}
-    if figures["failed"]:
-        figures["first_difference"] = first_difference(kind, path, weights.read(expected.weights))
+        figures = ParityFigures(failed=[f"its runtime does not load it: {line}"])
+    if figures.failed:
+        difference = first_difference(format_, path, weights.read(expected.weights))
+        figures = replace(figures, first_difference=difference)
     return figures
 
 
 def expectation(weights_folder: Path, tokenizer: Path, heldout: Path, old_context: int) -> Expected:
-    """What the JAX model says of the held-out text, up to the end of its context and around that of the old one."""
+    """The JAX model on the held-out text, up to the end of its context and around that of the old one."""
     model, shards = Jax(weights_folder, tokenizer), Shards(heldout)
     context = model.model.config.max_position_embeddings
     lengths = {8, old_context // 2, old_context - 1, old_context + 8, (old_context + context) // 2, context - 1}
@@ -108,67 +108,70 @@ def expectation(weights_folder: Path, tokenizer: Path, heldout: Path, old_contex
         after = [n for n in sorted(lengths) if 0 < n < len(ids)]
         of = [at for at in range(max(1, len(ids) - SCORED), len(ids)) if _whole(model, ids[at])]
         parts.append(Part(ids, after, of, model.probe(ids, after, of)))
-    begun = parts[0].ids[: max(1, context - GREEDY)]
-    said = answer(model, TALKS[0], Sampling(limit=context // 2))
-    return Expected(weights_folder, model, context, old_context, parts, begun, model.greedy(begun, GREEDY), said)
+    beginning = parts[0].ids[: max(1, context - GREEDY)]
+    reply = answer(model, TALKS[0], Sampling(limit=context // 2))
+    greedy = model.greedy(beginning, GREEDY)
+    return Expected(weights_folder, model, context, old_context, parts, beginning, greedy, reply)
 
 
 def _whole(model: Jax, token: int) -> bool:
-    """llama.cpp's server says nothing of a token that ends the text or is part of a letter."""
+    """llama.cpp's server reports nothing for a token that ends the text or is part of a letter."""
     return token != model.stop and "\ufffd" not in model.tokenizer.decode([token])
 
 
-def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> dict[str, Any]:
+def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> ParityFigures:
     differences: list[float] = []
     near: list[float] = []
     far: list[float] = []
     losses: list[float] = []
     for part in expected.parts:
-        found = runtime.probe(part.ids, part.after, part.of)
-        if part.said.next_NV.shape != found.next_NV.shape:
-            sizes = [said.next_NV.shape[-1] for said in (found, part.said)]
-            return {"failed": [f"it gives {sizes[0]} logits, the JAX model {sizes[1]}"]}
-        differences.append(float(np.abs(part.said.next_NV - found.next_NV).max()))
-        losses += (part.said.chosen_P - found.chosen_P).tolist()
-        for length, ours_V, theirs_V in zip(part.after, part.said.next_NV, found.next_NV, strict=True):
+        probe = runtime.probe(part.ids, part.after, part.of)
+        if part.probe.next_NV.shape != probe.next_NV.shape:
+            sizes = [one.next_NV.shape[-1] for one in (probe, part.probe)]
+            return ParityFigures(failed=[f"it gives {sizes[0]} logits, the JAX model {sizes[1]}"])
+        differences.append(float(np.abs(part.probe.next_NV - probe.next_NV).max()))
+        losses += (part.probe.chosen_P - probe.chosen_P).tolist()
+        for length, ours_V, theirs_V in zip(part.after, part.probe.next_NV, probe.next_NV, strict=True):
             (far if length > expected.old_context else near).append(divergence(ours_V, theirs_V))
-    tokens = runtime.greedy(expected.begun, GREEDY)
+    tokens = runtime.greedy(expected.beginning, GREEDY)
     same = next((n for n, (a, b) in enumerate(zip(tokens, expected.greedy, strict=False)) if a != b), len(tokens))
-    said = answer(runtime, TALKS[0], Sampling(limit=expected.context // 2))
-    figures = {
-        "max_logprob_difference": max(differences),
-        "kl_divergence": float(np.mean(near + far)),
-        "kl_divergence_beyond": float(np.mean(far)) if far else None,
-        "perplexity_ratio": float(np.exp(np.mean(losses))),
-        "greedy_equal": GREEDY if tokens == expected.greedy else same,  # a text that both end is the same to its end
-        "longest_prefix": max(length for part in expected.parts for length in part.after),
-        "hard_strings": len(HARD),
-        "limits": limits._asdict(),
-        "answer": said.text,
-        "stopped": said.stopped,
-        "same_answer": said == expected.answer,
-    }
-    return {**figures, "failed": list(_failures(figures, limits, runtime, expected.model))}
+    reply = answer(runtime, TALKS[0], Sampling(limit=expected.context // 2))
+    figures = ParityFigures(
+        failed=[],
+        max_logprob_difference=max(differences),
+        kl_divergence=float(np.mean(near + far)),
+        kl_divergence_beyond=float(np.mean(far)) if far else None,
+        perplexity_ratio=float(np.exp(np.mean(losses))),
+        kl_limit=limits.kl,
+        perplexity_limit=limits.perplexity,
+        greedy_equal=GREEDY if tokens == expected.greedy else same,  # a text that both end is the same to its end
+        longest_prefix=max(length for part in expected.parts for length in part.after),
+        hard_strings=len(HARD),
+        answer=reply.text,
+        stopped=reply.stopped,
+        same_answer=reply == expected.answer,
+    )
+    return replace(figures, failed=list(_failures(figures, limits, runtime, expected.model)))
 
 
-def _failures(figures: dict[str, Any], limits: Limits, runtime: Runtime, model: Runtime) -> Iterator[str]:
-    if not figures["kl_divergence"] <= limits.kl:
-        yield f"its KL divergence is {figures['kl_divergence']:.2e} nats, the limit {limits.kl:.2e}"
-    if not abs(math.log(figures["perplexity_ratio"])) <= math.log(limits.perplexity):
-        yield f"its perplexity is {figures['perplexity_ratio']:.4f} times the model's, the limit {limits.perplexity}"
+def _failures(figures: ParityFigures, limits: Limits, runtime: Runtime, model: Runtime) -> Iterator[str]:
+    if not figures.kl_divergence <= limits.kl:
+        yield f"its KL divergence is {figures.kl_divergence:.2e} nats, the limit {limits.kl:.2e}"
+    if not abs(math.log(figures.perplexity_ratio)) <= math.log(limits.perplexity):
+        yield f"its perplexity is {figures.perplexity_ratio:.4f} times the model's, the limit {limits.perplexity}"
     for string in HARD:
         if (ids := runtime.tokenize(string)) != (right := model.tokenize(string)):
             yield f"it splits {string!r} into {ids[:20]}…, the tokenizer into {right[:20]}…"
             break
     for talk in TALKS:
-        if (text := runtime.prompt(talk)) != (wanted := model.prompt(talk)):
-            yield f"its chat template makes {text!r} of a conversation, Koda's {wanted!r}"
+        if (text := runtime.prompt(talk)) != (expected := model.prompt(talk)):
+            yield f"its chat template makes {text!r} of a conversation, Koda's {expected!r}"
             break
     if (ends := runtime.ends()) != model.ends():
         yield f"tokens {sorted(ends)} end its answers, and not {sorted(model.ends())}"
 
 
-def divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """KL divergence of two distributions given as log-probabilities, in nats; in float64, and so never negative."""
-    p, q = (logs.astype(np.float64) - np.logaddexp.reduce(logs.astype(np.float64)) for logs in (expected, found))
+def divergence(expected: np.ndarray, actual: np.ndarray) -> float:
+    """KL divergence of two distributions as log-probabilities, in nats; in float64, and so never negative."""
+    p, q = (logs.astype(np.float64) - np.logaddexp.reduce(logs.astype(np.float64)) for logs in (expected, actual))
     return float((np.exp(p) * (p - q)).sum())

@@ -1,4 +1,4 @@
-"""Safetensors by the tensor: written one after another and read one at a time, so that a model is never held twice.
+"""Safetensors, a tensor at a time, so that a model is never in memory twice.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a JSON header, the header
 with each tensor's type, shape and place, and the bytes.
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from model.errors import KodaError
-from model.files import finished, read_json, write_json
+from model.files import atomic_write, read_json, write_json
 
 SHARD = 4_000_000_000  # bytes of a file at most: what is lost when a download breaks off
 INDEX = "model.safetensors.index.json"
@@ -51,7 +51,7 @@ def _write_file(path: Path, tensors: Sequence[Named], types: dict[str, str]) -> 
         header[name] = {"dtype": TYPES[types[name]], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # what follows is aligned
-    with finished(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, tensor in tensors:
@@ -61,13 +61,13 @@ def _write_file(path: Path, tensors: Sequence[Named], types: dict[str, str]) -> 
 def files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder. Raises KodaError where there are none, or one is missing."""
     if (folder / INDEX).is_file():
-        found = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
+        paths = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
     else:
-        found = [folder / "model.safetensors"]
-    if missing := [path for path in found if not path.is_file()]:
+        paths = [folder / "model.safetensors"]
+    if missing := [path for path in paths if not path.is_file()]:
         pickled = ", which is pickled and not opened" if list(folder.glob("*.bin")) else ""
         raise KodaError(f"{missing[0]} is not there{pickled}. A model is read from safetensors.")
-    return found
+    return paths
 
 
 def read(folder: Path) -> Iterator[Named]:

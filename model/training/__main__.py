@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 from model.accelerators import USABLE
-from model.training.protocol import UNUSABLE, die_with_parent, event
+from model.exit_codes import UNUSABLE
+from model.parent import die_with_parent
+from model.training.records import Event, log_event
 
-BEGAN = time.time()  # before the imports, which take a second or two of the life
+BEGAN = time.time()  # before the imports, which take a second or two of the attempt
 
 
 def main() -> int:
@@ -25,8 +27,8 @@ def main() -> int:
         return train(job, int(sys.argv[2]) if len(sys.argv) > 2 else job.recipe.steps, BEGAN)
     except KodaError as error:
         print(f"koda: {error}", file=sys.stderr)
-        if job and Path(job.folder).is_dir():  # a run that waits for this machine reads no output of it
-            event(Path(job.folder), "refused", 0, cause=str(error))
+        if job and Path(job.folder).is_dir():  # a run that waits for this machine does not see its output
+            log_event(Path(job.folder), Event.REFUSED, 0, cause=str(error))
         return UNUSABLE
 
 

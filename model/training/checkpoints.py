@@ -11,9 +11,10 @@ import numpy as np
 from model import arrays
 from model.errors import KodaError
 from model.files import disk_full
-from model.training import processes
+from model.training import distributed
+from model.training.records import Event
 
-SLACK = 1.05  # room that a save is given beyond the bytes of its arrays
+SLACK = 1.05  # room that a save needs, as a multiple of the bytes of its arrays
 
 
 class Checkpoints:
@@ -34,7 +35,7 @@ class Checkpoints:
         verify_every: int = 1,
         patience: float = 0.0,
     ):
-        """`fingerprint` names the data that the steps read; `note(event, step, …)` hears of what happens here.
+        """`fingerprint` names the data that the steps read; `note(event, step, …)` logs what happens here.
 
         Each `verify_every`-th save is read back before it counts.
         """
@@ -50,16 +51,16 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and arrays.committed(p))
 
     def save(self, step: int, state: Any, *, permanent: bool, **facts: Any) -> None:
-        """Begin to write `state`; the step loop may go on. A save still under way is waited for first."""
+        """Begin to write `state`; the step loop may go on. It waits for a save that is still under way first."""
         self.wait()
-        if not processes.agreed(step not in self.steps() and self._room(step, state)):
+        if not distributed.broadcast_from_writer(step not in self.steps() and self._room(step, state)):
             return
         named = {}
         for name, leaf in arrays.flatten(state).items():
-            copy = processes.whole(leaf)
-            if processes.writes():
+            copy = distributed.gather_to_host(leaf)
+            if distributed.is_writer():
                 named[name] = copy
-        if not processes.writes():
+        if not distributed.is_writer():
             return
         self._saves += 1
         facts["saves"] = self._saves
@@ -74,8 +75,8 @@ class Checkpoints:
         )
         self._writing = step, writing
 
-    def tend(self) -> None:
-        """Finish a save whose write has ended; returns at once where it has not."""
+    def finish_completed_save(self) -> None:
+        """Commit a save whose write has ended; returns at once where it has not."""
         if self._writing is not None and not self._writing[1].is_alive():
             self.wait()
 
@@ -86,11 +87,11 @@ class Checkpoints:
         (step, writing), self._writing = self._writing, None
         try:
             writing.join()
-        except arrays.Broken as broken:
+        except arrays.Corrupt as error:
             if not (self.folder / str(step)).exists():  # numbers that are not finite: nothing was written
                 raise
             self._set_aside(step)
-            self._failed(step, str(broken))
+            self._failed(step, str(error))
             return
         except Exception as error:
             if not disk_full(error):
@@ -98,7 +99,7 @@ class Checkpoints:
             self._failed(step, str(error).splitlines()[0])
             return
         self.failing_since = None
-        self.note("saved", step)
+        self.note(Event.SAVED, step)
         self._prune()
 
     def _room(self, step: int, state: Any) -> bool:
@@ -108,28 +109,28 @@ class Checkpoints:
         return free >= needed
 
     def _failed(self, step: int, cause: str) -> None:
-        self.note("save failed", step, cause=cause)
+        self.note(Event.SAVE_FAILED, step, cause=cause)
         now = time.monotonic()
         self.failing_since = self.failing_since or now
         if now - self.failing_since >= self.patience:
             raise KodaError(
                 f"the disk is full: for {self.patience / 60:.0f} min no checkpoint could be saved in {self.folder} "
-                f"({cause}). The last good one, of step {max(self.steps(), default=0)}, stands; make room, and the "
+                f"({cause}). The last good one, of step {max(self.steps(), default=0)}, is kept; make room, and the "
                 "same command goes on."
             )
 
     def restore(self, template: Any) -> tuple[int, Any] | None:
-        """The newest whole checkpoint as `(step, arrays in the shape of template)`; None where there is none.
+        """The newest intact checkpoint as `(step, arrays in the shape of template)`; None where there is none.
 
-        One that is broken is set aside by renaming it, and the next older one is tried. Raises KodaError where the
+        A corrupt one is set aside by renaming it, and the next older one is tried. Raises KodaError where the
         checkpoint was trained on other data.
         """
-        found = self._newest() if processes.writes() else None
-        step = processes.agreed(found[0] if found else -1)
+        newest = self._newest() if distributed.is_writer() else None
+        step = distributed.broadcast_from_writer(newest[0] if newest else -1)
         if step < 0:
             return None
         folder = self.folder / str(step)
-        named = found[1] if found else arrays.read(folder)
+        named = newest[1] if newest else arrays.read(folder)
         return step, arrays.unflatten(template, _shaped(named, template, folder))
 
     def _newest(self) -> tuple[int, dict[str, np.ndarray]] | None:
@@ -144,15 +145,15 @@ class Checkpoints:
                         f"({self.fingerprint}): the text, the tokenizer, the context or the batch has changed. "
                         "Give this run another --name."
                     )
-                self._saves = facts.get("saves", 0)  # a life is often too short to come to a save that is verified
+                self._saves = facts.get("saves", 0)  # an attempt is often too short to reach a save that is verified
                 return step, arrays.read(folder)
-            except arrays.Broken as broken:
+            except arrays.Corrupt as error:
                 aside = self._set_aside(step)
-                self.note("broken checkpoint", step, cause=str(broken), set_aside=aside)
+                self.note(Event.CORRUPT, step, cause=str(error), set_aside=aside)
         return None
 
     def _set_aside(self, step: int) -> str:
-        aside = self.folder / f"{step}.broken"
+        aside = self.folder / f"{step}.corrupt"
         while aside.exists():
             aside = aside.with_name(aside.name + "-again")
         (self.folder / str(step)).rename(aside)
@@ -160,12 +161,12 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         """A folder without a commit file is what a killed save left, or a commit file that was lost. The newest such
-        folder is kept under another name, for whoever wants to look."""
+        folder is kept under another name, for inspection."""
         for folder in sorted(p for p in self.folder.iterdir() if p.name.isdigit() and not arrays.committed(p)):
             aside = self.folder / "unfinished"
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            self.note("unfinished checkpoint", int(folder.name), cause="it has no commit file", set_aside=aside.name)
+            self.note(Event.UNFINISHED, int(folder.name), cause="it has no commit file", set_aside=aside.name)
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -181,5 +182,5 @@ def _shaped(named: dict[str, np.ndarray], template: Any, folder: Path) -> dict[s
     for name, leaf in arrays.flatten(template).items():
         if name not in named or named[name].shape != leaf.shape:
             has = named[name].shape if name in named else "nothing"
-            raise KodaError(f"{folder} holds {has} for {name}, this model needs {leaf.shape}: another model's run.")
+            raise KodaError(f"{folder} has {has} for {name}, this model needs {leaf.shape}: another model's run.")
     return named

@@ -1,12 +1,13 @@
-"""How a training's wall-clock was spent, over all its lives; the parts add up to the whole."""
+"""How a training's wall-clock was spent, over all its attempts; the parts add up to the whole."""
 
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from model.training.protocol import EVENTS, Heartbeat, event, lines
+from model.training.heartbeat import Heartbeat
+from model.training.records import Event, log_event, read_events
 
-# What a life says it is doing → what that is to whoever pays for the hours.
+# What a heartbeat's phase counts as.
 PARTS = {
     "start": "start and compile",
     "compile": "start and compile",
@@ -18,37 +19,46 @@ PARTS = {
 REWORK, DOWN = "lost to rework", "down"
 
 
+@dataclass(frozen=True)
+class Spent:
+    """How one attempt used its time."""
+
+    began: float  # as `time.time()`
+    first_step: int | None  # where it went on from; None where it did not get that far
+    step: int  # where it ended
+    seconds: dict[str, float]  # by phase
+
+
 def record(folder: Path) -> None:
-    """Write into the diary how the last life spent its time, as its last heartbeat tells; once for each life."""
-    beat = Heartbeat.read(folder)
-    if beat and beat["began"] not in {line["began"] for line in _lives(folder)}:
-        event(folder, "spent", beat["step"], **{k: beat[k] for k in ("began", "first_step", "seconds")})
+    """Add how the last attempt used its time to the event log, as its last heartbeat has it; once for each attempt."""
+    last = _last(folder)
+    if last is not None and last.began not in {attempt.began for attempt in _logged(folder)}:
+        facts = asdict(last)
+        log_event(folder, Event.SPENT, facts.pop("step"), **facts)
 
 
 def goodput(folder: Path) -> dict[str, float]:
-    """Seconds by what they went into, from the first life's beginning to the last sign of life; empty before that.
+    """Seconds by what they went into, from the first attempt's beginning to the last heartbeat; empty before that.
 
-    Steps that a later life did again were `lost to rework`: their share of the life's training time. What lies between
-    two lives was `down`.
+    Steps that a later attempt repeated were `lost to rework`: their share of the attempt's training time. The time
+    between two attempts was `down`.
     """
-    lives = _lives(folder)
-    beat = Heartbeat.read(folder)
-    if beat and beat["began"] not in {life["began"] for life in lives}:
-        lives.append({k: beat[k] for k in ("began", "first_step", "seconds", "step")})
-    found = dict.fromkeys((*PARTS.values(), REWORK, DOWN), 0.0)
-    for number, life in enumerate(lives):
-        stepped = (later for later in lives[number + 1 :] if later["first_step"] is not None)
-        resumed_at = next((later["first_step"] for later in stepped), life["step"])
-        steps = life["step"] - life["first_step"] if life["first_step"] is not None else 0
-        lost = min(1.0, max(0, life["step"] - resumed_at) / steps) if steps else 0.0
-        for phase, seconds in life["seconds"].items():
-            part = PARTS[phase]
+    attempts, last = _logged(folder), _last(folder)
+    if last is not None and last.began not in {attempt.began for attempt in attempts}:
+        attempts.append(last)
+    spent = dict.fromkeys((*PARTS.values(), REWORK, DOWN), 0.0)
+    for number, attempt in enumerate(attempts):
+        later_first = (later.first_step for later in attempts[number + 1 :] if later.first_step is not None)
+        resumed_at = next(later_first, attempt.step)
+        steps = attempt.step - attempt.first_step if attempt.first_step is not None else 0
+        lost = min(1.0, max(0, attempt.step - resumed_at) / steps) if steps else 0.0
+        for phase, seconds in attempt.seconds.items():
             wasted = seconds * lost if phase in ("train", "data") else 0.0
-            found[part] += seconds - wasted
-            found[REWORK] += wasted
-    for life, after in pairwise(lives):
-        found[DOWN] += max(0.0, after["began"] - life["began"] - sum(life["seconds"].values()))
-    return found if lives else {}
+            spent[PARTS[phase]] += seconds - wasted
+            spent[REWORK] += wasted
+    for attempt, after in pairwise(attempts):
+        spent[DOWN] += max(0.0, after.began - attempt.began - sum(attempt.seconds.values()))
+    return spent if attempts else {}
 
 
 def shares(spent: dict[str, float]) -> dict[str, float]:
@@ -57,15 +67,11 @@ def shares(spent: dict[str, float]) -> dict[str, float]:
     return {part: 100 * seconds / total for part, seconds in spent.items()} if total else {}
 
 
-def _lives(folder: Path) -> list[dict[str, Any]]:
-    found = [line for line in lines(folder / EVENTS) if line["event"] == "spent"]
-    return sorted(found, key=lambda life: life["began"])
+def _logged(folder: Path) -> list[Spent]:
+    records = [record for record in read_events(folder) if record.event is Event.SPENT]
+    return sorted((Spent(step=r.step, **r.details) for r in records), key=lambda attempt: attempt.began)
 
 
-def remaining(metrics: list[dict[str, Any]], step: int, steps: int) -> float | None:
-    """Seconds to the end at the pace of the last lines of the metrics; None where there is no pace yet."""
-    paced = metrics[-20:]
-    if step >= steps or len(paced) < 2 or paced[-1]["step"] <= paced[0]["step"]:
-        return None
-    pace = (paced[-1]["time"] - paced[0]["time"]) / (paced[-1]["step"] - paced[0]["step"])
-    return round(pace * (steps - step), 1)
+def _last(folder: Path) -> Spent | None:
+    beat = Heartbeat.read(folder)
+    return Spent(beat["began"], beat["first_step"], beat["step"], beat["seconds"]) if beat else None

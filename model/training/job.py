@@ -1,4 +1,4 @@
-"""What one training process is told: everything, written out, in one file."""
+"""What one training process does: everything, written out, in one file."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,8 +69,8 @@ class Job:
         return Job.from_dict(read_json(path))
 
     @staticmethod
-    def from_dict(given: dict[str, Any]) -> "Job":
-        raw = dict(given)
+    def from_dict(written: dict[str, Any]) -> "Job":
+        raw = dict(written)
         lora = raw.pop("lora")
         return Job(
             model=LlamaConfig(**raw.pop("model")),

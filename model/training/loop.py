@@ -1,4 +1,4 @@
-"""One life of a training: from the newest checkpoint to a given step, and a committed checkpoint at its end."""
+"""One attempt at a training: from the newest checkpoint to a given step, and a committed checkpoint at its end."""
 
 import contextlib
 import signal
@@ -9,68 +9,70 @@ from typing import IO, Any, NamedTuple
 import jax
 
 from model.errors import KodaError
-from model.files import hold
-from model.training import goodput, processes
+from model.exit_codes import DONE, PREEMPTED, ROLLED_BACK
+from model.files import lock_file
+from model.training import distributed, goodput
+from model.training.bad_steps import BAD_STEPS, BadStepDetector
+from model.training.heartbeat import Heartbeat
 from model.training.job import Job
-from model.training.numbers import BAD_STEPS, Judge
-from model.training.protocol import DONE, PREEMPTED, ROLLED_BACK, Heartbeat
+from model.training.records import Event, HeldoutMetrics, TrainingMetrics
 from model.training.training import Training
 
 RETRY = 30.0  # seconds after which a save that found no room is tried again
-LEAVING = 60.0  # seconds that a trainer is waited for which is about to leave
+LEAVING = 60.0  # seconds to wait for a trainer that is about to leave
 
 
 def train(job: Job, until: int, began: float) -> int:
     """Resume, train to step `until`, save; returns the exit code. `began`: when this process did."""
-    processes.join()
+    distributed.initialize()
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if processes.writes():
-            stack.enter_context(_held(folder))
+        if distributed.is_writer():
+            stack.enter_context(_lock(folder))
             goodput.record(folder)
-        heart = Heartbeat(folder, began, processes.writes())
+        heart = Heartbeat(folder, began, distributed.is_writer())
         heart.beat("start", 0)
         if job.cache:
             jax.config.update("jax_compilation_cache_dir", job.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        life = Life(Training(job), heart)
-        if processes.alone():  # among several, JAX listens for the signal and tells the others
+        attempt = Attempt(Training(job), heart)
+        if distributed.is_single():  # among several, JAX listens for the signal and informs the others
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, life.stop)
-        with jax.set_mesh(life.training.mesh):
-            code = life.run(until)
-        heart.beat("save", life.training.step)
-        if processes.writes():
+                signal.signal(number, attempt.stop)
+        with jax.set_mesh(attempt.training.mesh):
+            code = attempt.run(until)
+        heart.beat("save", attempt.training.step)
+        if distributed.is_writer():
             goodput.record(folder)
         return code
 
 
-def _held(folder: Path) -> IO[str]:
-    """The folder's lock. One who was told to leave and is still saving is waited for, however long that takes."""
+def _lock(folder: Path) -> IO[str]:
+    """The folder's lock. A trainer that was stopped and is still saving is waited for, however long that takes."""
     while True:
         try:
-            return hold(folder / ".trainer.lock", f"the training in {folder}", LEAVING)
+            return lock_file(folder / ".trainer.lock", f"the training in {folder}", LEAVING)
         except KodaError:
             beat = Heartbeat.read(folder)
             if beat is None or beat["phase"] != "save":
                 raise
 
 
-class Finished(NamedTuple):
-    """A step whose numbers nobody has looked at yet."""
+class Unchecked(NamedTuple):
+    """A step whose numbers have not been checked yet."""
 
     step: int
     metrics: dict[str, jax.Array]
-    waited: float  # seconds that the device had nothing to do for want of data
+    waited: float  # seconds that the device had nothing to do because data was late
 
 
-class Life:
+class Attempt:
     """The loop, and what is true of this process only."""
 
     def __init__(self, training: Training, heart: Heartbeat):
         self.training, self.recipe, self.heart = training, training.recipe, heart
-        self.judge = Judge(training.recipe.spike_deviations)
+        self.bad_steps = BadStepDetector(training.recipe.spike_deviations)
         self.stop_asked = False
         self.saved_at = time.monotonic()
 
@@ -81,42 +83,42 @@ class Life:
     def run(self, until: int) -> int:
         """Train to step `until` and return the exit code."""
         step = self.heart.first_step = self.training.resume()
-        if step >= until:  # a later life finds an earlier segment done
+        if step >= until:  # a later attempt finds an earlier segment done
             return DONE
         self.heart.beat("compile", step)
-        pending: Finished | None = None
+        pending: Unchecked | None = None
         due = ""
-        while step < until and not processes.told_to_stop(step, self.stop_asked):
+        while step < until and not distributed.should_stop(step, self.stop_asked):
             batch, waited = self._read(step, pending)
             self.training.state, metrics = self.training.update(self.training.state, self.training.frozen, batch)
             step += 1
-            if self._spoilt(pending, step):  # looked at one step late, so that the device has its next step meanwhile
+            if self._too_many_bad(
+                pending, step
+            ):  # looked at one step late, so that the device has its next step meanwhile
                 return ROLLED_BACK
-            pending = Finished(step, metrics, waited)
+            pending = Unchecked(step, metrics, waited)
             self.heart.beat("train", step)
-            self.training.checkpoints.tend()
+            self.training.checkpoints.finish_completed_save()
             due = self._due(step) or due
             if step < until and due:
-                if self._spoilt(pending, step):
+                if self._too_many_bad(pending, step):
                     return ROLLED_BACK
                 pending = None
-                if (
-                    not self.judge.in_a_row
-                ):  # a state among bad steps is none to go back to: the save waits for a good one
+                if not self.bad_steps.in_a_row:  # a state among bad steps is not one to return to: wait for a good one
                     self._save(step, permanent=due == "permanent")
                     due = ""
             if step < until and step % self.recipe.evaluate_every_steps == 0:
                 self._evaluate(step)
-        if self._spoilt(pending, step):
+        if self._too_many_bad(pending, step):
             return ROLLED_BACK
         if step == until:
             self._save_at_last(step, permanent=True, heldout_loss=self._evaluate(step))
-        elif not self.judge.in_a_row:
+        elif not self.bad_steps.in_a_row:
             self._save_at_last(step, permanent=False)
-        self.training.note("done" if step == until else "preemption", step)
+        self.training.note(Event.DONE if step == until else Event.PREEMPTION, step)
         return DONE if step == until else PREEMPTED
 
-    def _read(self, step: int, pending: Finished | None) -> tuple[Any, float]:
+    def _read(self, step: int, pending: Unchecked | None) -> tuple[Any, float]:
         """The batch of a step, and how long the device waited for it: not at all while it had the step before to do."""
         began = time.perf_counter()
         batch = self.training.batch(step)
@@ -126,43 +128,45 @@ class Life:
             self.heart.spend("data", waited)
         return batch, waited
 
-    def _spoilt(self, finished: Finished | None, step: int) -> bool:
-        """Look at a finished step, if there is one; True where it was one bad step too many, and `step` goes back."""
-        cause = self._look(finished) if finished is not None else ""
-        if self.judge.in_a_row == BAD_STEPS:
+    def _too_many_bad(self, finished: Unchecked | None, step: int) -> bool:
+        """Check a finished step, if there is one; True where there were too many bad ones and it rolls back."""
+        cause = self._check(finished) if finished is not None else ""
+        if self.bad_steps.in_a_row == BAD_STEPS:
             self.training.step_over(step, f"{BAD_STEPS} bad steps in a row, the last: {cause}")
-        return self.judge.in_a_row == BAD_STEPS
+        return self.bad_steps.in_a_row == BAD_STEPS
 
-    def _look(self, finished: Finished) -> str:
-        """Judge the numbers of a finished step, and write them down; returns what is bad about them, if anything."""
+    def _check(self, finished: Unchecked) -> str:
+        """Check the numbers of a finished step and log them; returns what is bad about them, if anything."""
         values = {name: float(value) for name, value in finished.metrics.items()}
         finite = bool(values.pop("finite"))
         step, self.heart.loss = finished.step, values["loss"] if finite else self.heart.loss
-        cause = self.judge(values["loss"], finite)
+        cause = self.bad_steps(values["loss"], finite)
         if cause:
-            told = {name: str(value) for name, value in values.items()}
-            self.training.note("spike" if finite else "skipped", step, cause=cause, **told)
+            as_text = {name: str(value) for name, value in values.items()}  # JSON has no NaN
+            self.training.note(Event.SPIKE if finite else Event.SKIPPED, step, cause=cause, **as_text)
         if finite and step % self.recipe.log_every_steps == 0:
-            self.training.metrics(
-                step,
+            metrics = TrainingMetrics(
+                step=step,
+                time=time.time(),
                 **values,
                 learning_rate=float(self.training.schedule(step - 1)),
                 tokens=step * self.recipe.batch_size * self.training.job.sequence_length,
                 data_seconds=finished.waited,
             )
+            self.training.log_metrics(metrics)
         return cause
 
     def _due(self, step: int) -> str:
         """Is it time for a save, permanent or temporary? Of several processes one looks at the clock, and not at each
-        step, for the others have to hear of it."""
+        step, for it has to be sent to the others."""
         if step % self.recipe.save_every_steps == 0:
             return "permanent"
-        if not processes.alone() and step % self.recipe.log_every_steps:
+        if not distributed.is_single() and step % self.recipe.log_every_steps:
             return ""
         patience = 60 * self.recipe.save_every_minutes
         if self.training.checkpoints.failing_since is not None:
             patience = min(patience, RETRY)
-        return "temporary" if processes.agreed(time.monotonic() - self.saved_at > patience) else ""
+        return "temporary" if distributed.broadcast_from_writer(time.monotonic() - self.saved_at > patience) else ""
 
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)
@@ -171,12 +175,12 @@ class Life:
         self.heart.turn("train")
 
     def _save_at_last(self, step: int, **facts: Any) -> None:
-        """Save, wait for it, and where there is no room try again until Checkpoints has had enough of it."""
+        """Save, wait for it, and where there is no room try again until Checkpoints gives up."""
         while True:
             self._save(step, **facts)
             self.heart.beat("save", step)
             self.training.checkpoints.wait()
-            if processes.agreed(step in self.training.checkpoints.steps()):
+            if distributed.broadcast_from_writer(step in self.training.checkpoints.steps()):
                 return
             time.sleep(min(RETRY, 60 * self.recipe.full_disk_minutes))
 
@@ -184,6 +188,6 @@ class Life:
         """The held-out loss, also as a line of the metrics."""
         self.heart.beat("evaluate", step)
         value = self.training.heldout_loss(lambda: self.heart.beat("evaluate", step))
-        self.training.metrics(step, heldout_loss=value)
+        self.training.log_metrics(HeldoutMetrics(step, time.time(), value))
         self.heart.turn("train")
         return value

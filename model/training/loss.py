@@ -1,11 +1,14 @@
-"""Cross-entropy that never holds tokens × vocabulary."""
+"""Cross-entropy that never has tokens × vocabulary in memory.
+
+Letters in names: C chunk, B batch, T time, D model width, V vocabulary.
+"""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-CHUNK = 4096  # tokens whose logits are held at once
+CHUNK = 4096  # tokens whose logits are in memory at once
 
 
 def cross_entropy(

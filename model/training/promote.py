@@ -10,6 +10,7 @@ from flax import nnx
 
 from model import arrays, sharding, weights
 from model.errors import KodaError
+from model.figures import CheckpointFigures
 from model.llama import Llama
 from model.lora import merge_lora
 from model.training.job import Job
@@ -26,12 +27,12 @@ def restored(job: Job) -> tuple[Training, dict[str, Any]]:
     """
     fsdp, tensor = sharding.nearest(job.fsdp, job.tensor)
     training = Training(replace(job, fsdp=fsdp, tensor=tensor))
-    found = training.checkpoints.restore(training.shapes)
-    if found is None or found[0] != job.recipe.steps:
-        at = "none" if found is None else f"step {found[0]}"
-        raise KodaError(f"{job.folder} has no whole checkpoint of its last step {job.recipe.steps} (newest: {at}).")
-    training.state = sharding.place(training.mesh, found[1])
-    return training, arrays.facts(training.checkpoints.folder / str(found[0]))
+    newest = training.checkpoints.restore(training.shapes)
+    if newest is None or newest[0] != job.recipe.steps:
+        at = "none" if newest is None else f"step {newest[0]}"
+        raise KodaError(f"{job.folder} has no intact checkpoint of its last step {job.recipe.steps} (newest: {at}).")
+    training.state = sharding.place(training.mesh, newest[1])
+    return training, arrays.facts(training.checkpoints.folder / str(newest[0]))
 
 
 def trained(training: Training) -> Llama:
@@ -39,15 +40,15 @@ def trained(training: Training) -> Llama:
     return weights.build(training.graph, training.abstract, training.frozen, training.state.params)
 
 
-def promote(job: str, out: str) -> dict[str, Any]:
-    """Verify the finished training of `job` (a file) and write its weights to `out`; returns the figures.
+def promote(job: str, out: str) -> CheckpointFigures:
+    """Verify the finished training of `job` (a file) and write its weights to `out`.
 
     Verified: every array whole and finite, and the held-out loss the one that was recorded.
     """
     training, facts = restored(Job.read(Path(job)))
     for name, leaf in arrays.flatten(training.state.params).items():
         if not bool(jnp.isfinite(leaf).all()):
-            raise KodaError(f"{training.checkpoints.folder}: {name} holds numbers that are not finite.")
+            raise KodaError(f"{training.checkpoints.folder}: {name} has numbers that are not finite.")
     measured, recorded = training.heldout_loss(), facts["heldout_loss"]
     if abs(measured - recorded) > TOLERANCE:
         raise KodaError(
@@ -57,9 +58,9 @@ def promote(job: str, out: str) -> dict[str, Any]:
     model = trained(training)
     merge_lora(model)
     weights.save(Path(out), model, step=facts["step"])
-    return {
-        "step": facts["step"],
-        "heldout_loss": round(measured, 6),
-        "recorded_heldout_loss": round(recorded, 6),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-    }
+    return CheckpointFigures(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        step=facts["step"],
+        heldout_loss=round(measured, 6),
+        recorded_heldout_loss=round(recorded, 6),
+    )

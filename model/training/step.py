@@ -1,4 +1,7 @@
-"""One optimizer step, as a pure function of state and batch."""
+"""One optimizer step, as a pure function of state and batch.
+
+Letters in names: B batch, T time, D model width, V vocabulary.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,7 +38,7 @@ def loss(model: Llama, batch: Batch, count: jax.Array, z_loss: float = 0.0) -> t
 
 
 def trained_tokens(batch: Batch) -> jax.Array:
-    """How many tokens of a batch the model learns to say; 1 where there are none."""
+    """How many tokens of a batch are in the loss; 1 where there are none."""
     return jnp.maximum(batch.weights_BT.sum(), 1.0)
 
 

@@ -1,8 +1,8 @@
-"""A training: what it was told, what it has learned so far, and the files it keeps."""
+"""A training: its job, its state, and the files it keeps."""
 
 import json
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from flax import nnx
 from model import arrays, sharding, weights
 from model.data.batches import Batch, Batches
 from model.errors import KodaError
-from model.files import finished, read_json, write_json
+from model.files import append_line, atomic_write, read_json, read_lines, write_json
 from model.llama import Llama
+from model.training import distributed
 from model.training import optimizer as optimizers
-from model.training import processes
-from model.training.begin import first_state, network
 from model.training.checkpoints import Checkpoints
+from model.training.initial_state import first_state, network
 from model.training.job import Job
-from model.training.protocol import CHECKPOINTS, METRICS, WINDOWS, append, event, lines
+from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
 from model.training.step import loss, make_step, trained_tokens
 
 
@@ -61,12 +61,12 @@ class Training:
             isolate=self.job.end_of_text if self.recipe.isolate_documents else None,
         )
 
-    def _given(self) -> dict[str, Any]:
+    def _initial_weights(self) -> dict[str, Any]:
         """The weights that the job begins with, by name; float32, whatever they are stored in."""
         named = arrays.read(Path(self.job.init or ""))
         for name, array in named.items():
             if not np.isfinite(array).all():
-                raise KodaError(f"{self.job.init}: {name} holds numbers that are not finite.")
+                raise KodaError(f"{self.job.init}: {name} has numbers that are not finite.")
         return {name: array.astype(np.float32, copy=False) for name, array in named.items()}
 
     def _frozen(self) -> Any:
@@ -74,32 +74,32 @@ class Training:
         if self.job.lora is None:
             return {}
         template = nnx.to_pure_dict(self.abstract.filter(nnx.Not(nnx.LoRAParam)))
-        return sharding.place(self.mesh, arrays.unflatten(template, self._given()))
+        return sharding.place(self.mesh, arrays.unflatten(template, self._initial_weights()))
 
     def begin(self) -> None:
-        """Take the state of step 0. It is made where it will lie: no device ever holds more of it than its part."""
-        made = jax.jit(
+        """Take the state of step 0. It is computed where it will lie: no device ever has more of it than its part."""
+        initialize = jax.jit(
             partial(first_state, self.job, self.optimizer), out_shardings=sharding.shardings(self.mesh, self.shapes)
         )
-        self.state = made()
+        self.state = initialize()
         if self.job.init is not None and self.job.lora is None:
-            params = arrays.unflatten(self.shapes.params, self._given())
+            params = arrays.unflatten(self.shapes.params, self._initial_weights())
             self.state = self.state._replace(params=sharding.place(self.mesh, params))
 
     def resume(self) -> int:
-        """Take the newest whole checkpoint, or step 0, and leave out the metrics of steps that will be done again."""
-        found = self.checkpoints.restore(self.shapes)
-        if found is None:
+        """Take the newest intact checkpoint, or step 0, and drop the metrics of steps that will be repeated."""
+        newest = self.checkpoints.restore(self.shapes)
+        if newest is None:
             self.begin()
         else:
-            self.state = sharding.place(self.mesh, found[1])
+            self.state = sharding.place(self.mesh, newest[1])
         step = self.step
-        if processes.writes():
-            kept = [line for line in lines(self.folder / METRICS) if line["step"] <= step]
-            with finished(self.folder / METRICS) as file:
+        if distributed.is_writer():
+            kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= step]
+            with atomic_write(self.folder / METRICS) as file:
                 file.writelines(json.dumps(line) + "\n" for line in kept)
         devices = self.mesh.devices.flatten()
-        self.note("resume" if step else "start", step, devices=len(devices), device=devices[0].device_kind)
+        self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
 
     def rebuild(self, params: Any, frozen: Any) -> Llama:
@@ -120,13 +120,13 @@ class Training:
         return sharding.place_rows(self.mesh, self.recipe.batch_size, lambda rows: self.train.part(index, rows))
 
     def step_over(self, step: int, cause: str) -> None:
-        """Have the next life go on from the last checkpoint, behind the data read since."""
+        """Have the next attempt go on from the last checkpoint, after the data read since."""
         self.checkpoints.wait()
         start = max(self.checkpoints.steps(), default=0)
-        if processes.writes():
+        if distributed.is_writer():
             write_json(self.folder / WINDOWS, [*self.windows, [start, step - start]])
         batches = [self.cursor(start), self.cursor(start) + step - start]
-        self.note("rollback", start, cause=cause, batches=batches)
+        self.note(Event.ROLLBACK, start, cause=cause, batches=batches)
 
     def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         """Begin a checkpoint of the state, which is at `step`."""
@@ -151,12 +151,12 @@ class Training:
         count = trained_tokens(batch)
         return loss(self.rebuild(params, frozen), batch, count)[1], count
 
-    def note(self, name: str, step: int, **more: Any) -> None:
-        """An event, for the diary."""
-        if processes.writes():
-            event(self.folder, name, step, **more)
+    def note(self, event: Event, step: int, **more: Any) -> None:
+        """Add to the event log."""
+        if distributed.is_writer():
+            log_event(self.folder, event, step, **more)
 
-    def metrics(self, step: int, **values: float) -> None:
-        """A line of the metrics."""
-        if processes.writes():
-            append(self.folder / METRICS, {"step": step, "time": time.time(), **values})
+    def log_metrics(self, metrics: TrainingMetrics | HeldoutMetrics) -> None:
+        """Add a line to the metrics."""
+        if distributed.is_writer():
+            append_line(self.folder / METRICS, asdict(metrics))

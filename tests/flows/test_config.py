@@ -9,20 +9,20 @@ from tasks.pretrain import segment_ends
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_presets_load_and_write_themselves_out(preset: str) -> None:
+def test_presets_survive_a_round_trip_through_toml(preset: str) -> None:
     config = load(preset)
     written = tomllib.loads(as_toml(preset, config))
     assert written.pop("preset") == preset
     assert written == config.model_dump(mode="json")
 
 
-def test_the_reference_has_its_parameters() -> None:
+def test_reference_preset_has_its_parameter_count() -> None:
     assert load("koda-1.3b").model.llama(50257).parameters == 1_269_209_088
 
 
-def test_an_override_is_read_as_what_it_is() -> None:
-    given = {"pretrain.steps": "7", "tokenize.source": "a/b", "pretrain.learning_rate": "1e-3"}
-    config = load("tiny", parsed(given))
+def test_overrides_are_parsed_to_their_types() -> None:
+    overrides = {"pretrain.steps": "7", "tokenize.source": "a/b", "pretrain.learning_rate": "1e-3"}
+    config = load("tiny", parsed(overrides))
     assert (config.pretrain.steps, config.tokenize.source, config.pretrain.learning_rate) == (7, "a/b", 1e-3)
 
 
@@ -55,16 +55,16 @@ def test_an_override_is_read_as_what_it_is() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(overrides: dict[str, str], message: str) -> None:
+def test_invalid_settings_are_refused_by_name(overrides: dict[str, str], message: str) -> None:
     with pytest.raises(KodaError, match=message):
         load("tiny", parsed(overrides))
 
 
-def test_the_longest_repository_that_the_hub_takes() -> None:
+def test_longest_repository_name_of_the_hub_is_accepted() -> None:
     assert load("tiny", {"publish": {"to": "user/" + "a" * 91}}).publish.to.endswith("aaa")
 
 
-def test_an_unknown_preset_names_the_known() -> None:
+def test_unknown_preset_is_refused_with_the_nearest() -> None:
     with pytest.raises(KodaError, match=r"no preset 'tny' \(did you mean tiny\?\)"):
         load("tny")
 

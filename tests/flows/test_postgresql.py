@@ -1,4 +1,4 @@
-"""Koda on a Prefect server that keeps its state in PostgreSQL, as a server for more than one person does."""
+"""Koda on a Prefect server whose state is in PostgreSQL, as a server for more than one person does."""
 
 import json
 import re
@@ -15,16 +15,16 @@ pytestmark = [pytest.mark.postgresql, pytest.mark.skipif(bool(ABSENT), reason=AB
 
 
 @pytest.mark.timeout(1800)
-def test_the_whole_pipeline_on_a_worker(tmp_path: Path, prose: str) -> None:
+def test_pipeline_runs_on_a_worker(tmp_path: Path, prose: str) -> None:
     with PostgreSQL() as database, brought_up(tmp_path, prose, **database.env) as up:
-        given = ["--param", "name=small", "--param", f"settings={json.dumps(parsed(SMALL))}"]
-        assert "Completed" in up.prefect("deployment", "run", "koda/pipeline", *given, "--watch")
-        found = json.loads(up.koda("status", "small", "--json"))
-        assert [stage["state"] for stage in found["stages"]] == ["done"] * 8
+        parameters = ["--param", "name=small", "--param", f"settings={json.dumps(parsed(SMALL))}"]
+        assert "Completed" in up.prefect("deployment", "run", "koda/pipeline", *parameters, "--watch")
+        status = json.loads(up.koda("status", "small", "--json"))
+        assert [stage["state"] for stage in status["stages"]] == ["done"] * 8
         assert (
             database.ask("SELECT name, state_type FROM flow_run WHERE state_type <> 'SCHEDULED'") == "small|COMPLETED"
         )
-        told = database.ask("SELECT name FROM task_run WHERE state_type = 'COMPLETED'").splitlines()
-        built = {re.split(r"[ -]", name)[0] for name in told}
+        names = database.ask("SELECT name FROM task_run WHERE state_type = 'COMPLETED'").splitlines()
+        built = {re.split(r"[ -]", name)[0] for name in names}
         assert {"tokenize", "pretrain", "sft", "extend", "convert", "evaluate", "publish"} <= built
         assert not list(tmp_path.rglob("prefect.db*"))

@@ -1,4 +1,4 @@
-"""Two processes that the flow trains with, as one, or that other machines start."""
+"""A training of two processes, which the flow starts, or other machines."""
 
 import os
 import signal
@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from model.errors import KodaError
+from model.files import read_lines
 from model.ports import free_port
-from model.training import processes
-from model.training.protocol import Heartbeat, event, lines
-from tasks.train import _await_others, peers
+from model.training import distributed
+from model.training.heartbeat import Heartbeat
+from model.training.records import Event, log_event
+from tasks.training import _await_others, peers
 from tests.flows.up import await_
 from tests.pipeline import SMALL, await_step, command
 from tests.tasks.test_devices import smi
@@ -21,7 +23,7 @@ from tests.tasks.test_devices import smi
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path) -> None:
+def test_all_processes_resume_from_the_last_commit_when_one_dies(project: Path) -> None:
     """First the one that does not write, then the one that does."""
     folder = project / "runs/two"
     arguments = command(folder.name, **{"pretrain.processes": "2", "pretrain.steps": "160", "pretrain.segments": "1"})
@@ -33,14 +35,14 @@ def test_where_one_process_dies_all_go_on_from_the_last_commit(project: Path) ->
         assert len(both) == 2 and both["0"] == writing
         os.kill(both[killed], signal.SIGKILL)
     assert flow.wait(400) == 0, (project / "two.log").read_text()
-    told = lines(folder / "pretrain/events.jsonl")
-    crashes, resumes = ([line["step"] for line in told if line["event"] == kind] for kind in ("crash", "resume"))
+    events = read_lines(folder / "pretrain/events.jsonl")
+    crashes, resumes = ([line["step"] for line in events if line["event"] == kind] for kind in ("crash", "resume"))
     assert crashes == resumes and len(crashes) == 2 and crashes[0] >= 20 and crashes[1] >= 80
     assert trainers(folder) == {} and (folder / "checkpoint/stage.json").is_file()
 
 
 @pytest.mark.timeout(600)
-def test_a_run_waits_for_processes_of_other_machines_and_goes_on_by_itself(project: Path) -> None:
+def test_run_waits_for_processes_of_other_machines_and_then_continues(project: Path) -> None:
     folder, log = project / "runs/others", project / "others.log"
     arguments = command(folder.name, **{"pretrain.processes": "0", "pretrain.fsdp": "2"})
     with log.open("w") as output:
@@ -48,35 +50,35 @@ def test_a_run_waits_for_processes_of_other_machines_and_goes_on_by_itself(proje
     order = f"runs/{folder.name}/pretrain/job.json"
     await_(lambda: f"python -m model.training {order} on each" in log.read_text().replace("`", ""))
     assert trainers(folder) == {}
-    named = {processes.ADDRESS: f"127.0.0.1:{free_port()}", processes.COUNT: "2"}
+    named = {distributed.ADDRESS: f"127.0.0.1:{free_port()}", distributed.COUNT: "2"}
     hosts = [
         subprocess.Popen(
             [sys.executable, "-m", "model.training", order],
             cwd=project,
-            env={**os.environ, **named, processes.NUMBER: number},
+            env={**os.environ, **named, distributed.NUMBER: number},
             stderr=subprocess.DEVNULL,
         )
         for number in "01"
     ]
     assert [host.wait(300) for host in hosts] == [0, 0]
     assert flow.wait(100) == 0, log.read_text()
-    assert lines(folder / "pretrain/events.jsonl")[-1]["step"] == int(SMALL["pretrain.steps"])
+    assert read_lines(folder / "pretrain/events.jsonl")[-1]["step"] == int(SMALL["pretrain.steps"])
     assert (folder / "checkpoint/stage.json").is_file()
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_a_machine_that_refuses_to_train_ends_the_wait_for_it(
+def test_machine_that_refuses_to_train_ends_the_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains: bool
 ) -> None:
     """But not where others train: it was one too many."""
-    monkeypatch.setattr("tasks.train.REFUSED_FOR", 2.0)
-    event(tmp_path, "refused", 0, cause="an earlier time")
+    monkeypatch.setattr("tasks.training.REFUSED_FOR", 2.0)
+    log_event(tmp_path, Event.REFUSED, 0, cause="an earlier time")
     ticks, heart = [], Heartbeat(tmp_path, 0.0)
 
     def tick() -> None:
         ticks.append(time.monotonic())
         if len(ticks) == 1:
-            event(tmp_path, "refused", 0, cause="fsdp = 2 does not divide")
+            log_event(tmp_path, Event.REFUSED, 0, cause="fsdp = 2 does not divide")
         if len(ticks) == 2 and trains:
             heart.beat("compile", 0)  # and then nothing for as long as that takes
         if len(ticks) == 6:
@@ -88,18 +90,18 @@ def test_a_machine_that_refuses_to_train_ends_the_wait_for_it(
 
 def trainers(folder: Path) -> dict[str, int]:
     """The processes that train this run, by their number in the training."""
-    found = {}
+    pids = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if f"runs/{folder.name}/pretrain/job.json".encode() in (path / "cmdline").read_bytes():
                 environment = dict(e.split(b"=", 1) for e in (path / "environ").read_bytes().split(b"\0") if b"=" in e)
-                found[environment[b"JAX_PROCESS_ID"].decode()] = int(path.name)
+                pids[environment[b"JAX_PROCESS_ID"].decode()] = int(path.name)
         except OSError:
             continue
-    return found
+    return pids
 
 
-def test_gpus_are_shared_out_evenly_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_shared_out_evenly_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi(tmp_path, monkeypatch, "0, 3, 46068", "1, 3, 46068", "2, 3, 46068", "3, 3, 46068")
     assert [peer["CUDA_VISIBLE_DEVICES"] for peer in peers(2)] == ["0,1", "2,3"]
     with pytest.raises(KodaError, match="processes = 3: 4 GPUs cannot be shared out evenly"):

@@ -1,4 +1,4 @@
-"""A folder in which `koda up` is at work, for tests of what a person meets there."""
+"""A folder in which `koda up` runs, for tests of what a person meets there."""
 
 import json
 import os
@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from flows.config import parsed
+from model.files import read_lines
 from model.ports import free_port
-from model.training.protocol import lines
 from tests.pipeline import KODA, SMALL, lay_out
 
 PROJECT = Path(__file__).parents[2]
 DEPLOYED = ("flows", "tasks", "model", "prefect.yaml")
-
-
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
@@ -50,20 +48,20 @@ class Up(NamedTuple):
 
     def start(self, deployment: str, **parameters: Any) -> None:
         """Start a run, as the form of the page does."""
-        number = self.ask(f"deployments/name/koda/{deployment}")["id"]
-        given = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        self.ask(f"deployments/{number}/create_flow_run", given)
+        number = self.api(f"deployments/name/koda/{deployment}")["id"]
+        run = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        self.api(f"deployments/{number}/create_flow_run", run)
 
     def runs(self, name: str) -> list[dict]:
         """Prefect's runs that work on the run of this name, the newest first."""
-        found = self.ask("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
-        return [run for run in found if run["parameters"].get("name") == name]
+        runs = self.api("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        return [run for run in runs if run["parameters"].get("name") == name]
 
     def cancel(self, name: str) -> None:
-        """Cancel what goes on under this name, as the button of the page does."""
+        """Cancel what runs under this name, as the button of the page does."""
         for run in self.runs(name):
             if run["state_type"] not in ENDED:
-                self.ask(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+                self.api(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
 
     def end(self, name: str) -> None:
         """The same, and wait for it: only one run at a time has the GPUs, and the next test wants them."""
@@ -77,24 +75,24 @@ class Up(NamedTuple):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def ask(self, path: str, asked: dict[str, Any] | None = None) -> Any:
-        """What the server answers at this path of its API; `asked` is sent to it."""
-        body = None if asked is None else json.dumps(asked).encode()
-        request = urllib.request.Request(f"{self.address}/api/{path}", body, {"content-type": "application/json"})
+    def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's reply at this path of its API; with `body`, to a POST of it."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.address}/api/{path}", data, {"content-type": "application/json"})
         tries_left = 10
         while True:
             try:
                 with urllib.request.urlopen(request) as reply:
                     return json.load(reply)
             except urllib.error.HTTPError as error:
-                tries_left -= 1  # SQLite is locked for a moment, at 503; Prefect's client asks again too
+                tries_left -= 1  # SQLite is locked for a moment, at 503; Prefect's client retries too
                 if error.code != 503 or not tries_left:
                     raise
                 time.sleep(1)
 
     def artifacts(self, name: str) -> list[dict]:
         """The newest artifacts whose keys begin with this."""
-        return self.ask("artifacts/latest/filter", {"artifacts": {"key": {"like_": f"{name}%"}}})
+        return self.api("artifacts/latest/filter", {"artifacts": {"key": {"like_": f"{name}%"}}})
 
     def service(self, name: str) -> int:
         """The process that `koda up` started under this name."""
@@ -134,4 +132,4 @@ def await_(true: Callable[[], Any], seconds: float = 300) -> None:
 
 
 def events(training: Path, name: str) -> list[dict]:
-    return [line for line in lines(training / "events.jsonl") if line["event"] == name]
+    return [line for line in read_lines(training / "events.jsonl") if line["event"] == name]

@@ -14,9 +14,9 @@ from tests.conftest import SHAPE
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, prose: str) -> Path:
-    """Random weights, large enough that every part shows, with a rotary base that is not the default one."""
-    folder = tmp_path_factory.mktemp("made")
+def saved_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, prose: str) -> Path:
+    """Random weights, large enough that every part affects the logits, with a rotary base that is not the default."""
+    folder = tmp_path_factory.mktemp("saved_model")
     shape = replace(SHAPE, vocab_size=512, max_position_embeddings=128, rope_theta=500.0)
     model = Llama(shape, rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, nnx.state(model, nnx.Param)))
@@ -29,6 +29,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, prose: 
 
 
 @pytest.fixture(scope="session")
-def expected(made: Path, tokenizer_file: Path) -> Expected:
-    """What the JAX model says: computed once, since every export of `made` is held against the same."""
-    return expectation(made / "weights", tokenizer_file, made / "heldout", old_context=64)
+def expected(saved_model: Path, tokenizer_file: Path) -> Expected:
+    """The JAX model's outputs, computed once: every export of `saved_model` is compared with them."""
+    return expectation(saved_model / "weights", tokenizer_file, saved_model / "heldout", old_context=64)

@@ -1,3 +1,8 @@
+"""The network against transformers, and its causality, by gradients.
+
+Letters in names: B batch, T time, D model width, H query heads, K key/value heads, A head size.
+"""
+
 from dataclasses import replace
 
 import jax
@@ -26,19 +31,19 @@ def in_transformers(model: Llama) -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_are_those_of_transformers(shape: LlamaConfig, tokens: jax.Array, tied: bool) -> None:
-    """The same weights give the same logits, to float32's rounding, at a rotary base that is not the default."""
+def test_logits_equal_those_of_transformers(shape: LlamaConfig, tokens: jax.Array, tied: bool) -> None:
+    """The same weights give the same logits, to float32's rounding. The rotary base is not the default one."""
     config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied, "rope_theta": 20452.2})
     model = Llama(config, rngs=nnx.Rngs(3))
     nnx.update(model, jax.tree.map(lambda p: p * 4 if p.ndim > 1 else p * 1.3, nnx.state(model, nnx.Param)))
     with torch.no_grad():
         theirs = in_transformers(model)(torch.tensor(np.asarray(tokens))).logits.numpy()
     ours = np.asarray(model(tokens))
-    assert np.abs(ours).max() > 1  # there is something to compare
+    assert np.abs(ours).max() > 1  # logits near zero would agree in any case
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_names_go_there_and_back(model: Llama) -> None:
+def test_weight_names_round_trip(model: Llama) -> None:
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     back = from_hf(dict(to_hf(params)), model.config.num_hidden_layers)
     assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -46,25 +51,25 @@ def test_names_go_there_and_back(model: Llama) -> None:
 
 
 def test_attention_cannot_see_the_future(model: Llama, tokens: jax.Array) -> None:
-    """The gradient of position 5's output with respect to a later input is exactly zero, and not to an earlier one."""
-    x_TD = model.embed(tokens[:1, :12])
-    jacobian = jax.jacobian(lambda x: model.hidden(x)[0, 5])(x_TD)[:, 0]
+    """Position 5's output has a gradient of exactly zero for each later input, and a nonzero one for each other."""
+    x_BTD = model.embed(tokens[:1, :12])
+    jacobian = jax.jacobian(lambda x_BTD: model.hidden(x_BTD)[0, 5])(x_BTD)[:, 0]
     assert not jacobian[:, 6:].any()
     assert all(jacobian[:, position].any() for position in range(6))
 
 
 def test_attention_stays_within_a_segment(model: Llama, tokens: jax.Array) -> None:
     segments = Segments(jnp.array([[1] * 4 + [2] * 8]))
-    x_TD = model.embed(tokens[:1, :12])
-    jacobian = jax.jacobian(lambda x: model.hidden(x, segments)[0, 9])(x_TD)[:, 0]
+    x_BTD = model.embed(tokens[:1, :12])
+    jacobian = jax.jacobian(lambda x_BTD: model.hidden(x_BTD, segments)[0, 9])(x_BTD)[:, 0]
     assert not jacobian[:, :4].any() and not jacobian[:, 10:].any()
     assert all(jacobian[:, position].any() for position in range(4, 10))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("first", [150, 40], ids=["one document", "two documents"])
-def test_blocks_of_queries_give_the_plain_attention(backend: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut into blocks, against JAX's own; a length that is no multiple of the block."""
+def test_blocks_of_queries_equal_plain_attention(backend: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in blocks against JAX's own, at a length that is not a multiple of the block."""
     monkeypatch.setattr("model.attention.jax.default_backend", lambda: backend)
     monkeypatch.setattr("model.attention.GPU_BLOCK", 100)
     q, k, v = (jax.random.normal(jax.random.key(n), (2, 150, heads, 16)) for n, heads in ((0, 6), (1, 2), (2, 2)))
@@ -79,15 +84,15 @@ def test_blocks_of_queries_give_the_plain_attention(backend: str, first: int, mo
         return attend(q, k, v, segments)
 
     np.testing.assert_allclose(ours(q), plain(q), atol=2e-6)
-    down, theirs = (jax.grad(lambda q, of=of: (of(q) ** 2).sum())(q) for of in (ours, plain))
-    np.testing.assert_allclose(down, theirs, atol=2e-5)
+    gradients = [jax.grad(lambda q, of=of: (of(q) ** 2).sum())(q) for of in (ours, plain)]
+    np.testing.assert_allclose(*gradients, atol=2e-5)
 
 
 def test_the_gradient_of_a_frequent_token_is_not_lost_in_half_precision(shape: LlamaConfig) -> None:
     """A sum in bfloat16 stops growing at 256 times its addends."""
     model = Llama(shape, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
-    seen = nnx.grad(lambda model: model.embed(jnp.zeros((1, 4096), jnp.int32)).astype(jnp.float32).sum())(model)
-    np.testing.assert_array_equal(seen.embedding[...][0], 4096)
+    grads = nnx.grad(lambda model: model.embed(jnp.zeros((1, 4096), jnp.int32)).astype(jnp.float32).sum())(model)
+    np.testing.assert_array_equal(grads.embedding[...][0], 4096)
 
 
 def test_decoding_with_a_cache_gives_the_same_logits(model: Llama, tokens: jax.Array) -> None:
@@ -101,7 +106,7 @@ def test_decoding_with_a_cache_gives_the_same_logits(model: Llama, tokens: jax.A
 
 
 @pytest.mark.parametrize("compute", [Compute(scan=True), Compute(remat="full"), Compute(remat="dots", scan=True)])
-def test_how_it_is_computed_changes_no_gradient(model: Llama, tokens: jax.Array, compute: Compute) -> None:
+def test_remat_and_scan_change_no_gradient(model: Llama, tokens: jax.Array, compute: Compute) -> None:
     def gradient(compute: Compute) -> jax.Array:
         graph, state = nnx.split(model)
         rebuilt = nnx.merge(graph, state)
@@ -114,8 +119,8 @@ def test_how_it_is_computed_changes_no_gradient(model: Llama, tokens: jax.Array,
     )
 
 
-def test_bfloat16_is_close(shape: LlamaConfig, tokens: jax.Array) -> None:
-    """bfloat16 keeps 8 bits: each of the 2 layers' 4 sums may be off by 2^-8 of its size."""
+def test_bfloat16_differs_from_float32_by_rounding_alone(shape: LlamaConfig, tokens: jax.Array) -> None:
+    """bfloat16 has 8 bits: each of the 2 layers' 4 sums may be off by 2^-8 of its size."""
     full = Llama(shape, rngs=nnx.Rngs(0))
     half = Llama(shape, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
     assert half.hidden(half.embed(tokens)).dtype == jnp.bfloat16
@@ -123,7 +128,7 @@ def test_bfloat16_is_close(shape: LlamaConfig, tokens: jax.Array) -> None:
     assert 0 < error < 8 * 2**-8
 
 
-def test_parameters_are_counted() -> None:
+def test_the_1_3b_shape_has_its_known_number_of_parameters() -> None:
     reference = LlamaConfig(
         vocab_size=50257,
         hidden_size=2048,
@@ -138,14 +143,14 @@ def test_parameters_are_counted() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_count_is_what_the_network_holds(shape: LlamaConfig, tied: bool, qk_norm: bool) -> None:
+def test_parameter_count_equals_that_of_the_network(shape: LlamaConfig, tied: bool, qk_norm: bool) -> None:
     config = LlamaConfig(**{**shape.to_dict(), "tie_word_embeddings": tied, "qk_norm": qk_norm})
-    made = nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
-    assert config.parameters == sum(leaf.size for leaf in jax.tree.leaves(made))
+    params = nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
+    assert config.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_qk_norm_bounds_the_scores(shape: LlamaConfig, tokens: jax.Array) -> None:
-    """Queries and keys of length √head_dim, however large the matrices grow; the network still sees no future."""
+    """Queries and keys have length √head_dim, however large their inputs are; causality is kept."""
     model = Llama(replace(shape, qk_norm=True), rngs=nnx.Rngs(0))
     layer = jax.tree.map(lambda leaf: leaf[0], nnx.state(model.layers.attention, nnx.Param))
     attention = nnx.merge(nnx.graphdef(model.layers.attention), layer)

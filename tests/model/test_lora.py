@@ -7,7 +7,7 @@ from model.llama import Llama
 from model.lora import add_lora, merge_lora
 
 
-def test_an_update_begins_at_nothing_and_merges_without_a_trace(shape: LlamaConfig, tokens: jax.Array) -> None:
+def test_an_update_starts_at_zero_and_merging_it_keeps_the_logits(shape: LlamaConfig, tokens: jax.Array) -> None:
     model = Llama(shape, rngs=nnx.Rngs(0))
     before = model(tokens)
     add_lora(model, 4, 8.0, tuple(LORA_TARGETS), rngs=nnx.Rngs(1))

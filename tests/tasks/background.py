@@ -1,17 +1,25 @@
-"""What a process in the background is asked by test_nightly.py; it imports nothing that would take it long."""
+"""Functions that tests call in a process of their own; there are no imports that take long."""
 
 import os
 from pathlib import Path
 
+from model.figures import CheckpointFigures
 
-def place() -> dict:
+
+def figures(path: str, parameters: int) -> dict[str, CheckpointFigures]:
+    assert isinstance(path, str)
+    return {path: CheckpointFigures(parameters=parameters)}
+
+
+def priorities() -> dict[str, int | str]:
     session = Path("/proc/self/autogroup")
     return {
         "nice": os.nice(0),
         "session": session.read_text().split()[-1] if session.is_file() else "19",
-        "first to go": Path("/proc/self/oom_score_adj").read_text().strip(),
+        "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
     }
 
 
-def swell() -> int:
+def allocate() -> int:
+    """Six gigabytes."""
     return len(bytearray(6_000_000_000))

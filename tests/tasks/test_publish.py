@@ -1,9 +1,8 @@
-"""The publish stage, on the Hub of the tests: what arrives there, what a fault leaves, and what nobody gets to see."""
+"""The publish stage, on a Hub of the tests: what is uploaded, what a fault leaves there, and what is never uploaded."""
 
 import hashlib
 import json
 import logging
-import random
 import re
 import shutil
 import time
@@ -18,56 +17,22 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from prefect import flow
 from prefect.blocks.system import Secret
 
-from flows.cli import main
-from flows.config import as_toml, load
+from flows.cli.main import main
 from model.errors import KodaError
-from model.files import checksums, write_json
+from model.export.formats import FORMATS
+from model.figures import PublishFigures
+from model.files import checksums, read_json, sha256
 from tasks.about import About
-from tasks.cards import card
-from tasks.hub import SECRET, upload
+from tasks.hub import SECRET, Change, change_lines, upload
 from tasks.publish import Publish, public, publish
-from tasks.run import RECORD, Built, Run, read_built
+from tasks.reports.model_card import card
+from tasks.runs.record import RECORD, Built, read_built
+from tasks.runs.run import Run
 from tests.hub import Fault, Hub
+from tests.records import WEIGHTS, put, write_run
 
 PLACES = {"hf": "user/tiny", "gguf": "user/tiny-GGUF", "mlx": "user/tiny-MLX"}
-SOURCE = "hub:user/stories/en@main"
-WEIGHTS = random.Random(0).randbytes(40_000)
-EXPORTS = {
-    "hf/config.json": b'{"model_type": "llama"}',
-    "hf/tokenizer.json": b"{}",
-    "hf/model.safetensors": WEIGHTS,
-    "gguf/tiny-Q8_0.gguf": b"GGUF" + WEIGHTS[:20_000],
-    "gguf/Modelfile": b"FROM tiny-Q8_0.gguf\n",
-    "mlx/8bit/config.json": b"{}",
-    "mlx/8bit/model.safetensors": WEIGHTS[20_000:],
-}
-TRAINED = {"steps": 2400, "tokens": 2_457_600, "loss": 3.19, "heldout_loss": 3.51, "restarts": 0}
-PARITY = {"kl_divergence": 8e-5, "perplexity_ratio": 1.0002, "greedy_equal": 64}
-MADE = {"n": 200, "acc": 0.575, "stderr": 0.035, "chance": 0.25, "above_chance": True}
-STANDARD = {"n": 100, "acc": 0.31, "acc_norm": 0.36, "stderr": 0.04, "chance": 0.25}
-FIGURES: dict[str, dict[str, Any]] = {
-    "tokenize": {
-        "documents": 2094,
-        "train_tokens": 3_408_653,
-        "heldout_tokens": 128_582,
-        "vocab_size": 4096,
-        "commits": {SOURCE: "abc123"},
-    },
-    "pretrain": TRAINED | {"parameters": 2_410_176},
-    "checkpoint": {"step": 2400, "heldout_loss": 3.51, "parameters": 2_410_176},
-    "sft": TRAINED | {"steps": 150, "ends_by_itself": 0.975},
-    "extend": TRAINED | {"steps": 180, "context": 256, "rope_theta": 20945.9},
-    "convert": {"exports": 3, "parity": dict.fromkeys(("hf", "gguf/tiny-Q8_0.gguf", "mlx/8bit"), PARITY)},
-    "evaluate": {
-        "bits_per_byte": 1.4294,
-        "ratio_to_xz": 0.7332,
-        "heldout_bytes": 338_746,
-        "tasks_above_chance": 3,
-        "tasks": {"ending": MADE, "word": MADE | {"acc": 0.65}, "order": MADE | {"acc": 0.99}},
-        "standard": {"arc_easy": STANDARD, "boolq": STANDARD | {"acc": 0.44}},
-    },
-}
-RESULTS = {0.575, 0.65, 0.99, 0.36, 0.44}  # of each task the figure that is quoted
+RESULTS = {0.575, 0.65, 0.99, 0.36, 0.44}  # the quoted figure of each task
 READS = ("convert", "evaluate", "extend", "tokenize")
 
 
@@ -86,31 +51,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, prefect_server: None) -> Path:
-    """The folder of a run that lacks nothing but its publishing."""
+    """The folder of a run in which only publish is left to do."""
     monkeypatch.setenv("KODA_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr("flows.environment.set_environment", lambda quiet: None)  # of the server that is there already
-    monkeypatch.setattr("flows.koda.report", lambda run: None)  # it would want a run's other files too
+    for name in ("flows.environment.set_environment", "flows.cli.publish.prepare_environment"):
+        monkeypatch.setattr(name, lambda *_, **__: None)  # the server is there already
+    monkeypatch.setattr("flows.koda.report", lambda run: None)  # it needs a run's other files too
     run = tmp_path / "runs/tiny"
-    for stage, figures in FIGURES.items():
-        record = {
-            "stage": stage,
-            "key": hashlib.sha256(stage.encode()).hexdigest(),
-            "reads": {},
-            "settings": {"tokenize": {"source": SOURCE}} if stage == "tokenize" else {},
-            "finished": "2026-11-25T10:00:00Z",
-            "figures": figures,
-            "versions": {"python": "3.11.7", "koda": "0.1.0"},
-            "outputs": {},
-        }
-        write_json(run / stage / RECORD, record)
-    (run / "run.toml").write_text(as_toml("tiny", load("tiny", {"tokenize": {"source": SOURCE}})))
-    shards = [{"file": "00000.npy", "tokens": 3_408_653, "sha256": {"00000.npy": "c6" * 32}}]
-    write_json(run / "tokenize/train/manifest.json", {"tokenizer": "88" * 32, "shards": shards})
-    write_json(run / "extend/weights/COMMIT.json", {"config": {"vocab_size": 4096, "hidden_size": 192}})
-    lines = [{"step": step, "loss": 9 - step / 4} for step in range(10)] + [{"step": 9, "heldout_loss": 7.0}]
-    (run / "pretrain/metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    for path, data in EXPORTS.items():
-        put(run / "convert" / path, data)
+    write_run(run)
     return run
 
 
@@ -122,18 +69,11 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @flow
-def publishing(to: str = "user/tiny") -> Built:
-    """The stage by itself, on what the run `tiny` holds."""
+def publishing(to: str = "user/tiny") -> Built[PublishFigures]:
+    """The stage by itself, on what the run `tiny` contains."""
     with Run("tiny") as run:
         inputs = (read_built(run.folder, stage) for stage in READS)
         return publish.build(run, "key", (Publish(to=to), About(), *inputs))
-
-
-def put(path: Path, data: bytes) -> None:
-    """A new file in the place of what stood there: publishing links what convert wrote."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -146,31 +86,31 @@ def published(hub: Hub, place: str = "user/tiny") -> dict[str, bytes]:
 
 
 def trees(hub: Hub) -> dict[str, int]:
-    """Each file of each repository; one that is sent again unchanged has another number then."""
+    """Each file of each repository; one that is sent again unchanged then has another number."""
     return {f"{place}/{path}": id(blob) for place, repo in hub.repos.items() for path, blob in repo.head.tree.items()}
 
 
-def fates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """What became of each path that is not as it was: + new, ~ changed, - removed."""
-    found = {path: "~" if path in old else "+" for path in new if new[path] != old.get(path)}
-    return found | dict.fromkeys(old.keys() - new.keys(), "-")
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Each path that differs: + new, ~ changed, - removed."""
+    written = {path: "~" if path in old else "+" for path in new if new[path] != old.get(path)}
+    return written | dict.fromkeys(old.keys() - new.keys(), "-")
 
 
-def test_three_repositories_hold_what_was_laid_out(hub: Hub, run: Path) -> None:
-    """Private, in one commit each, and nothing beside the layout, which is what convert wrote, a card and proofs."""
+def test_repositories_contain_what_was_laid_out(hub: Hub, run: Path) -> None:
+    """Private, in one commit each, and nothing else: what convert wrote, the card, checksums, lineage and a picture."""
     built = publishing()
     assert hub.repos.keys() == set(PLACES.values())
     for kind, place in PLACES.items():
         repo = hub.repos[place]
-        assert repo.private and built.figures["commits"][kind] == repo.head.oid
+        assert repo.private and built.figures.commits[kind] == repo.head.oid
         assert [commit.message for commit in repo.commits] == ["initial commit", "Publish with Koda"]
         assert published(hub, place) == contents(run / "publish" / kind)
-        made = contents(run / "convert" / kind)
-        assert published(hub, place).items() >= made.items()
-        assert published(hub, place).keys() - made == {"README.md", "CHECKSUMS", "lineage.json", "curve.png"}
+        exports = contents(run / "convert" / kind)
+        assert published(hub, place).items() >= exports.items()
+        assert published(hub, place).keys() - exports == {"README.md", "CHECKSUMS", "lineage.json", "curve.png"}
 
 
-def test_verify_tells_a_true_copy_from_a_damaged_one(
+def test_verify_tells_an_intact_copy_from_a_damaged_one(
     hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publishing()
@@ -180,22 +120,22 @@ def test_verify_tells_a_true_copy_from_a_damaged_one(
         files = checksums(copy / "CHECKSUMS")
         assert files.keys() == published(hub, place).keys() - {"CHECKSUMS"}
         for name in files:
-            whole = (copy / name).read_bytes()
-            for damaged in (bytes([whole[0] ^ 1]) + whole[1:], None):
+            intact = (copy / name).read_bytes()
+            for damaged in (bytes([intact[0] ^ 1]) + intact[1:], None):
                 put(copy / name, damaged) if damaged else (copy / name).unlink()
                 capsys.readouterr()
                 assert main(["verify", str(copy)]) == 1
-                told = capsys.readouterr().err.splitlines()
-                assert told == [f"koda: {name}: {'is not what was published' if damaged else 'is missing'}"]
-            put(copy / name, whole)
+                (error,) = capsys.readouterr().err.splitlines()
+                assert error == f"koda: {name}: {'is not what was published' if damaged else 'is missing'}"
+            put(copy / name, intact)
         assert main(["verify", str(copy)]) == 0
 
 
 @pytest.mark.parametrize("listed", [b"SHA256 (a) = 00\n", b"\xff\xfe\n", f"{'0' * 64}  ../a\n".encode()])
-def test_a_list_of_another_form_is_nobody_s_and_said_so(
+def test_checksums_of_another_form_are_refused_and_claim_no_file(
     hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: bytes
 ) -> None:
-    """To who verifies a copy, in one line; and what is there beside it stays."""
+    """`koda verify` refuses them in one line; a publishing does not remove the files beside them in a repository."""
     put(tmp_path / "CHECKSUMS", listed)
     api = HfApi(endpoint=hub.url, token=hub.token)
     api.create_repo("user/tiny")
@@ -205,31 +145,34 @@ def test_a_list_of_another_form_is_nobody_s_and_said_so(
     assert published(hub) == contents(run / "publish/hf") | {"a": listed}
     capsys.readouterr()
     assert main(["verify", str(tmp_path)]) == 1
-    told = f"koda: {tmp_path}/CHECKSUMS, line 1: not a SHA-256, two spaces and a file of this folder.\n"
-    assert capsys.readouterr().err == told
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"koda: {tmp_path}/CHECKSUMS, line 1: not a SHA-256")
 
 
 def test_only_what_changed_is_sent(hub: Hub, run: Path) -> None:
     publishing()
     before, received = trees(hub), hub.received
     publishing()
-    assert fates(before, trees(hub)) == {} and all(len(repo.commits) == 2 for repo in hub.repos.values())
+    assert differences(before, trees(hub)) == {} and all(len(repo.commits) == 2 for repo in hub.repos.values())
     assert hub.received == received
 
     put(run / "convert/hf/config.json", b'{"model_type": "llama", "vocab_size": 4096}')
     publishing()
-    assert fates(before, trees(hub)) == {"user/tiny/config.json": "~", "user/tiny/CHECKSUMS": "~"}
+    assert differences(before, trees(hub)) == {"user/tiny/config.json": "~", "user/tiny/CHECKSUMS": "~"}
     assert hub.received == received
 
     before = trees(hub)
     put(run / "convert/mlx/8bit/model.safetensors", WEIGHTS[:10_000])
     publishing()
-    assert fates(before, trees(hub)) == {"user/tiny-MLX/8bit/model.safetensors": "~", "user/tiny-MLX/CHECKSUMS": "~"}
+    assert differences(before, trees(hub)) == {
+        "user/tiny-MLX/8bit/model.safetensors": "~",
+        "user/tiny-MLX/CHECKSUMS": "~",
+    }
     assert hub.received == received + 10_000
 
 
-def test_what_is_gone_is_removed_and_what_others_put_there_stays(hub: Hub, run: Path, at_once: None) -> None:
-    """Even where the list of what is ours cannot be had at first."""
+def test_removed_exports_are_removed_and_files_of_others_stay(hub: Hub, run: Path, at_once: None) -> None:
+    """Even where the first request for the list of our files fails."""
     publishing()
     theirs = HfApi(endpoint=hub.url, token=hub.token).upload_file
     theirs(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="user/tiny")
@@ -237,7 +180,7 @@ def test_what_is_gone_is_removed_and_what_others_put_there_stays(hub: Hub, run: 
     (run / "convert/hf/tokenizer.json").unlink()
     hub.fail("HEAD /user/tiny/resolve/main/CHECKSUMS", 400)
     publishing()
-    assert fates(before, trees(hub)) == {"user/tiny/tokenizer.json": "-", "user/tiny/CHECKSUMS": "~"}
+    assert differences(before, trees(hub)) == {"user/tiny/tokenizer.json": "-", "user/tiny/CHECKSUMS": "~"}
     assert published(hub) == contents(run / "publish/hf") | {"theirs.txt": b"theirs"}
 
 
@@ -250,20 +193,20 @@ def test_what_is_gone_is_removed_and_what_others_put_there_stays(hub: Hub, run: 
     ],
     ids=["create", "object", "commit"],
 )
-def test_faults_pass(hub: Hub, run: Path, at_once: None, request_: str, times: int) -> None:
-    """Three in a row, of each kind one."""
+def test_transient_faults_are_retried(hub: Hub, run: Path, at_once: None, request_: str, times: int) -> None:
+    """Three in a row, one of each kind."""
     faults: list[Fault] = [429, 504, "drop"]
     for fault in faults:
         hub.fail(request_, fault, times)
     publishing()
     for kind, place in PLACES.items():
         assert published(hub, place) == contents(run / "publish" / kind) and len(hub.repos[place].commits) == 2
-    met = [asked for asked in map(" ".join, hub.requests) if asked.startswith(request_)]
-    assert len(met) == 3 * times + (3 if "create" in request_ else 1)
+    requests = [request for request in map(" ".join, hub.requests) if request.startswith(request_)]
+    assert len(requests) == 3 * times + (3 if "create" in request_ else 1)
 
 
-def test_a_commit_that_never_succeeds_leaves_the_version_before(hub: Hub, run: Path, at_once: None) -> None:
-    """And what had arrived for it is not sent again."""
+def test_commit_that_never_succeeds_keeps_the_version_before(hub: Hub, run: Path, at_once: None) -> None:
+    """And the files that were uploaded for it are not sent again."""
     publishing()
     before, received = hub.repos["user/tiny"].head, hub.received
     put(run / "convert/hf/model.safetensors", WEIGHTS[::-1])
@@ -276,19 +219,19 @@ def test_a_commit_that_never_succeeds_leaves_the_version_before(hub: Hub, run: P
     assert hub.received == received + len(WEIGHTS)
 
 
-def test_a_commit_whose_answer_is_lost_is_still_named(hub: Hub, run: Path, at_once: None) -> None:
-    """By the next try, which finds nothing left to do; and by a publishing later on."""
+def test_commit_whose_answer_is_lost_is_still_recorded(hub: Hub, run: Path, at_once: None) -> None:
+    """By the next attempt, which has nothing left to do; and by a later publishing."""
     hub.fail("/api/models/user/tiny/commit/main", "lost")
     for _ in range(2):
-        commits = publishing().figures["commits"]
+        commits = publishing().figures.commits
         assert commits == {kind: hub.repos[place].head.oid for kind, place in PLACES.items()}
     assert all(len(repo.commits) == 2 for repo in hub.repos.values())
 
 
-def test_a_place_that_was_published_to_in_vain_is_not_where_the_run_goes(
+def test_place_that_could_not_be_published_to_is_not_kept_as_a_setting(
     hub: Hub, run: Path, at_once: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command: the stage adds no retries to those of the upload, and run.toml is as it was."""
+    """By the command: the stage adds no retries to those of the upload, and run.toml is unchanged."""
     commit, before = "/api/models/user/tiny/commit/main", (run / "run.toml").read_text()
     hub.fail(commit, 504, times=6)
     assert main(["publish", "tiny", "--to", "user/tiny"]) == 1
@@ -306,9 +249,9 @@ def test_a_place_that_was_published_to_in_vain_is_not_where_the_run_goes(
         (None, "another/tiny", "refused the token for another/tiny: it needs write access"),
         ("", "user/tiny", f"as HF_TOKEN in the environment, or in a Prefect Secret block named '{SECRET}'"),
     ],
-    ids=["wrong", "of somebody else", "none"],
+    ids=["wrong", "of another user", "none"],
 )
-def test_without_a_token_that_may_write_nothing_is_sent(
+def test_without_a_token_with_write_access_nothing_is_sent(
     hub: Hub,
     run: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -317,7 +260,7 @@ def test_without_a_token_that_may_write_nothing_is_sent(
     to: str,
     message: str,
 ) -> None:
-    """One line says what is missing, and nobody tries again."""
+    """One line reports what is missing, and nothing is retried."""
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(KodaError, match=re.escape(message)) as refused:
@@ -331,7 +274,7 @@ def test_without_a_token_that_may_write_nothing_is_sent(
         assert capsys.readouterr().err == f"koda: {refused.value}\n"
 
 
-def test_the_token_may_lie_in_a_secret_block(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_may_be_in_a_secret_block(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     Secret(value=hub.token).save(SECRET)
     try:
@@ -341,36 +284,35 @@ def test_the_token_may_lie_in_a_secret_block(hub: Hub, run: Path, monkeypatch: p
     assert hub.repos.keys() == set(PLACES.values())
 
 
-def test_the_token_is_written_nowhere(
+def test_token_is_written_nowhere(
     hub: Hub, run: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not by the real command, with the real wait for a retry, in run folder, output, logs or Prefect's database."""
+    """With the real command and its wait for a retry: not in the run, its output, the logs or Prefect's database."""
     with caplog.at_level(logging.DEBUG):
         hub.fail("/api/models/user/tiny/commit/main", 504)
         assert main(["publish", "tiny", "--to", "user/tiny"]) == 0
     assert hub.repos.keys() == set(PLACES.values())
     database = Path(prefect.settings.PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition("///")[2])
     deadline = time.monotonic() + 30
-    while not holding(
-        f"user/tiny-MLX: {len(published(hub, PLACES['mlx']))} new", database.parent
-    ):  # it comes in batches
+    logged = f"user/tiny-MLX: {len(published(hub, PLACES['mlx']))} new"
+    while not containing(logged, database.parent):  # logs are written in batches
         assert time.monotonic() < deadline
         time.sleep(0.1)
     out, err = capfd.readouterr()
     assert "user/tiny-MLX" in out and "504 Gateway" in caplog.text
     assert hub.token not in out + err + caplog.text
-    assert holding(hub.token, run.parent, database.parent, prefect.settings.PREFECT_HOME.value()) == []
+    assert containing(hub.token, run.parent, database.parent, prefect.settings.PREFECT_HOME.value()) == []
 
 
-def holding(text: str, *folders: Path) -> list[Path]:
-    """The files below the folders that hold these words."""
+def containing(text: str, *folders: Path) -> list[Path]:
+    """The files below the folders that contain a text."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if text.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("target", ["secret.txt", "secrets"])
 @pytest.mark.parametrize("to", ["local", "user/tiny"])
-def test_a_link_is_refused(hub: Hub, run: Path, tmp_path: Path, target: str, to: str) -> None:
+def test_link_is_refused(hub: Hub, run: Path, tmp_path: Path, target: str, to: str) -> None:
     """To a file or a folder: it could lead anywhere."""
     put(tmp_path / "secret.txt", b"secret")
     put(tmp_path / "secrets/secret.txt", b"secret")
@@ -381,10 +323,10 @@ def test_a_link_is_refused(hub: Hub, run: Path, tmp_path: Path, target: str, to:
 
 
 @pytest.mark.parametrize("to", ["local", "user/tiny"])
-def test_a_dry_run_tells_what_publishing_then_does(
+def test_dry_run_prints_what_publishing_then_changes(
     hub: Hub, run: Path, capsys: pytest.CaptureFixture[str], to: str
 ) -> None:
-    """By the commands: with nothing there, with a file of each fate and an export given up, and with no change."""
+    """The commands, with nothing there; with a new, a changed and a removed file and an export less; and unchanged."""
     command = ["publish", "tiny", "--to", to]
     for turn in range(3):
         if turn == 1:
@@ -393,33 +335,29 @@ def test_a_dry_run_tells_what_publishing_then_does(
             (run / "convert/hf/tokenizer.json").unlink()
             shutil.rmtree(run / "convert/mlx")
             put(run / "publish/hf/theirs.txt", b"a local folder is replaced as a whole")
-        left, there, asked = state(run), where_it_goes(hub, run, to), len(hub.requests)
+        before, there, requests = state(run), published_files(hub, run, to), len(hub.requests)
         capsys.readouterr()
         assert main([*command, "--dry-run"]) == 0
-        told = capsys.readouterr().out.splitlines()
-        assert state(run) == left and where_it_goes(hub, run, to) == there
-        assert {method for method, _ in hub.requests[asked:]} <= {"GET", "HEAD"}
+        printed = capsys.readouterr().out.splitlines()
+        assert state(run) == before and published_files(hub, run, to) == there
+        assert {method for method, _ in hub.requests[requests:]} <= {"GET", "HEAD"}
         assert main(command) == 0
-        now, expected = where_it_goes(hub, run, to), []
+        now, expected = published_files(hub, run, to), []
         for place in now.keys() | there.keys():
             old, new = there.get(place, {}), now.get(place, {})
-            changed = fates(old, new)
-            count = {sign: [*changed.values()].count(sign) for sign in "+~-"}
-            size = sum(len(new.get(path, b"")) for path in changed)
+            changed = differences(old, new)
             if place == PLACES["mlx"] and turn:
-                assert not changed  # what the run no longer makes stays there, and is not spoken of
+                assert not changed  # an export that the run no longer writes stays there, and is not mentioned
                 continue
-            expected += [
-                f"{place}: {count['+']} new, {count['~']} changed, {count['-']} removed ({size:,} bytes), "
-                f"{len(new.keys() & old.keys()) - count['~']} as they are",
-                *(f"  {changed[path]} {path}  {len(new.get(path, b'')):,} bytes" for path in changed),
-            ]
-        assert sorted(told) == sorted(expected)
-        assert ("  - tokenizer.json  0 bytes" in told) == ("  + new.json  3 bytes" in told) == (turn == 1)
+            signs = dict.fromkeys(new, "=") | changed
+            changes = [Change(sign, path, len(new.get(path, b""))) for path, sign in signs.items()]
+            expected += change_lines(place, changes)
+        assert sorted(printed) == sorted(expected)
+        assert ("  - tokenizer.json  0 bytes" in printed) == ("  + new.json  3 bytes" in printed) == (turn == 1)
 
 
-def where_it_goes(hub: Hub, run: Path, to: str) -> dict[str, dict[str, bytes]]:
-    """What lies where publishing puts it, by place."""
+def published_files(hub: Hub, run: Path, to: str) -> dict[str, dict[str, bytes]]:
+    """The files in each place that publishing writes to."""
     if to == "local":
         return {str(folder): contents(folder) for folder in (run / "publish").glob("*/")}
     return {place: published(hub, place) for place in hub.repos}
@@ -430,26 +368,24 @@ def state(run: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_a_card_says_to_the_hub_and_to_people_what_the_run_found(hub: Hub, run: Path, kind: str) -> None:
+def test_card_has_the_figures_of_the_run_for_the_hub_and_for_people(hub: Hub, run: Path, kind: str) -> None:
     inputs: Any = [read_built(run, stage) for stage in READS]
-    text = card(kind, "tiny", PLACES[kind], About(author="Ada"), *inputs)
-    found = ModelCard(text)
-    found.validate()
-    results = found.data.eval_results or []
+    text = card(FORMATS[kind], "tiny", PLACES[kind], About(author="Ada"), *inputs)
+    read = ModelCard(text)
+    read.validate()
+    results = read.data.eval_results or []
     assert len(results) == len(RESULTS) and {result.metric_value for result in results} == RESULTS
-    index = found.data.to_dict()["model-index"]
+    index = read.data.to_dict()["model-index"]
     assert len({json.dumps(result["dataset"]) for result in index[0]["results"]}) == len(RESULTS)
-    assert found.data.license == "apache-2.0" and found.data.datasets == ["user/stories"]
-    assert found.data.base_model == (None if kind == "hf" else "user/tiny")
+    assert read.data.license == "apache-2.0" and read.data.datasets == ["user/stories"]
+    assert read.data.base_model == (None if kind == "hf" else "user/tiny")
     sections = ["How to run it", "Architecture", "Training", "Evaluation", "Data", "Limits", "Lineage"]
     assert [line for line in re.findall("^## (.+)$", text, re.MULTILINE) if line in sections] == sections
     for figure in ("by Ada", "2,410,176", "2,457,600", "1.429", "57.5 ± 3.5", "3,408,653", "| `hidden_size` | 192 |"):
         assert figure in text
 
 
-def test_a_card_that_the_hub_refuses_is_an_error_of_its_own(
-    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_card_that_the_hub_refuses_is_an_error_of_its_own(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.publish.card", lambda *_: "---\nlanguage: en\n---\n")
     with pytest.raises(KodaError, match='does not take the card of user/tiny: - Error: "license" is required'):
         publishing()
@@ -457,7 +393,40 @@ def test_a_card_that_the_hub_refuses_is_an_error_of_its_own(
     assert [path for _, path in hub.requests].count("/api/validate-yaml") == 1
 
 
-def test_what_is_published_names_no_folder_of_this_machine() -> None:
-    told = 'a = "/home/me/clients/text"\nmix = { "../a b" = 1.0, "hub:u/d" = 2.0, "~/text" = 1.0, "here/text" = 1.0 }\n'
+def test_published_settings_name_no_folder_of_this_machine() -> None:
+    settings = (
+        'a = "/home/me/clients/text"\nmix = { "../a b" = 1.0, "hub:u/d" = 2.0, "~/text" = 1.0, "here/text" = 1.0 }\n'
+    )
     mix = 'mix = { "a b" = 1.0, "hub:u/d" = 2.0, "text-2" = 1.0, "here/text" = 1.0 }\n'
-    assert public(told) == 'a = "text"\n' + mix
+    assert public(settings) == 'a = "text"\n' + mix
+
+
+def test_lineage_leads_from_a_published_file_to_the_corpus_it_was_trained_on(small_run: Path) -> None:
+    """Of a real run: file → the export with its hash → the stages that it was built from, by their keys → tokenize →
+    the hashes of the tokenizer and of every shard, as they are on the disk."""
+    run = small_run / "runs/small"
+    records = {path.parent.name: read_json(path) for path in run.glob(f"*/{RECORD}")}
+    for kind in FORMATS:
+        place = run / "publish" / kind
+        hashes, lineage = checksums(place / "CHECKSUMS"), read_json(place / "lineage.json")
+        outputs = {path: facts["sha256"] for path, facts in records["convert"]["outputs"].items()}
+        exports = {
+            path.removeprefix(f"{kind}/"): digest for path, digest in outputs.items() if path.startswith(f"{kind}/")
+        }
+        assert exports.items() <= hashes.items() and all(sha256(place / path) == exports[path] for path in exports)
+        assert any(path.endswith((".safetensors", ".gguf")) for path in exports)
+
+        stages, reached, following = lineage["stages"], set(), ["convert"]
+        while following:
+            reached.add(stage := following.pop())
+            assert stages[stage]["key"] == records[stage]["key"]
+            for source, key in stages[stage]["reads"].items():
+                assert stages[source]["key"] == key
+                following.append(source)
+        assert reached == {"tokenize", "pretrain", "checkpoint", "sft", "extend", "convert"}
+
+        assert lineage["tokenizer_sha256"] == sha256(run / "tokenize/tokenizer.json")
+        train = run / "tokenize/train"
+        shards = {file: digest for shard in lineage["corpus_shards"] for file, digest in shard["sha256"].items()}
+        assert shards == {path.name: sha256(path) for path in train.glob("*.npy")} != {}
+    assert sha256(run / "publish/hf/tokenizer.json") == lineage["tokenizer_sha256"]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from model.files import listing
 from model.ports import free_port
-from tasks.run import Run
+from tasks.runs.run import Run
 from tasks.tokenize import Tokenize, tokenize
 
 
@@ -52,7 +52,7 @@ def scheduler() -> Iterator[str]:
             process.wait(30)
 
 
-def test_a_dask_cluster_makes_the_same_bytes(
+def test_dask_cluster_writes_the_same_bytes(
     tmp_path: Path, text: Path, scheduler: str, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distributed import Client
@@ -70,20 +70,20 @@ def test_a_dask_cluster_makes_the_same_bytes(
     run("there", scheduler)
     with Client(scheduler) as client:
         assert any(client.run(lambda: "model.data.blocks" in sys.modules).values())  # the work was done there
-    made = [
+    files = [
         {path: facts for path, facts in listing(tmp_path / "runs" / name / "tokenize").items() if path != "stage.json"}
         for name in ("here", "there")
     ]
-    assert made[0] == made[1] and "train/00003.npy" in made[0]
+    assert files[0] == files[1] and "train/00003.npy" in files[0]
 
 
-def test_how_and_where_it_is_done_decides_nothing(text: Path) -> None:
+def test_settings_of_how_and_where_it_runs_are_not_decisive(text: Path) -> None:
     settings = Tokenize(source=str(text))
     assert settings.decisive() == Tokenize(source=str(text), workers=7, dask="tcp://x:1").decisive()
     assert settings.decisive() != Tokenize(source=str(text), limit=5).decisive()
 
 
-def test_an_impossible_source_is_refused() -> None:
+def test_impossible_source_is_refused() -> None:
     for wrong in ("", {}, {"docs": 0}, {"docs": -1.0}):
         with pytest.raises(ValidationError):
             Tokenize(source=wrong)

@@ -6,8 +6,9 @@ import pytest
 
 from model.data.prepare import Spread, on_this_machine, prepare
 from model.data.recipe import Recipe
+from model.figures import CorpusFigures
 
-Prepare = Callable[..., dict[str, Any]]
+Prepare = Callable[..., CorpusFigures]
 PLAIN = {
     "tokenizer": "train",
     "vocab_size": 300,
@@ -30,18 +31,18 @@ PLAIN = {
 def recipe() -> Callable[..., Recipe]:
     """A recipe for a source (or several with weights), with these settings changed."""
 
-    def made(source: Path | dict[str, float], **changes: Any) -> Recipe:
+    def make(source: Path | dict[str, float], **changes: Any) -> Recipe:
         weights = source if isinstance(source, dict) else {str(source): 1.0}
         return Recipe(**{**PLAIN, "source": weights, **changes})
 
-    return made
+    return make
 
 
 @pytest.fixture
 def prepared(recipe: Callable[..., Recipe]) -> Prepare:
-    """Source and folder → figures, with these settings changed, in this process unless a spread is given."""
+    """Source and folder → figures, with these settings changed; one worker process unless a spread is passed."""
 
-    def run(source: Path | dict[str, float], out: Path, spread: Spread | None = None, **changes: Any) -> dict[str, Any]:
+    def run(source: Path | dict[str, float], out: Path, spread: Spread | None = None, **changes: Any) -> CorpusFigures:
         return prepare(out, recipe(source, **changes), spread or on_this_machine(1), lambda *_: None)
 
     return run

@@ -1,3 +1,5 @@
+"""Letters in names: B batch, T time."""
+
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,14 @@ from model.data.chat import encode
 from model.data.packing import Rows
 from model.data.shards import ShardWriter
 from model.errors import KodaError
+from model.figures import AdaptationFigures
 
 OLD, NEW = 32, 64
 
 
 @pytest.fixture
 def stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> Path:
-    """What tokenize and sft leave: long and short documents in several shards, and packed conversations."""
+    """The output of tokenize and sft: long and short documents in several shards, and packed conversations."""
     tokenizer = tokenizers.load(str(tokenizer_file))
     end = tokenizers.end_of_text(tokenizer)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
@@ -34,28 +37,28 @@ def stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> Path:
     return tmp_path
 
 
-def built(stages: Path, **changes: object) -> dict[str, int]:
+def counts_of(stages: Path, **changes: object) -> AdaptationFigures:
     settings = {"old_context": OLD, "context": NEW, "rows": 40, "chat_share": 0.25, **changes}
     return build(str(stages / "out"), str(stages), str(stages / "chat"), **settings)  # type: ignore[arg-type]
 
 
-def test_rows_are_long_documents_and_whole_conversations(stages: Path, tokenizer_file: Path) -> None:
-    counts = built(stages)
-    assert counts["long_rows"] == 30 and 8 <= counts["chat_rows"] <= 10
+def test_rows_are_long_documents_and_complete_conversations(stages: Path, tokenizer_file: Path) -> None:
+    counts = counts_of(stages)
+    assert counts.long_rows == 30 and 8 <= counts.chat_rows <= 10
     tokenizer = tokenizers.load(str(tokenizer_file))
     batches = Batches(stages / "out", batch_size=1, sequence_length=NEW, seed=0)
-    assert batches.rows == counts["long_rows"] + counts["chat_rows"]
+    assert batches.rows == counts.long_rows + counts.chat_rows
     for row in range(batches.rows):
         batch = batches.take(np.array([row]))
         text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
-        if row < counts["long_rows"]:
+        if row < counts.long_rows:
             assert batch.weights_BT.all() and len(set(batch.segments_BT[0].tolist())) == 1
         else:
-            said = tokenizer.decode(batch.targets_BT[0][batch.weights_BT[0] > 0].tolist(), skip_special_tokens=False)
-            assert text.startswith("### User:") and set(said.split("<|endoftext|>")) == {"Yes.", ""}
+            answers = tokenizer.decode(batch.targets_BT[0][batch.weights_BT[0] > 0].tolist(), skip_special_tokens=False)
+            assert text.startswith("### User:") and set(answers.split("<|endoftext|>")) == {"Yes.", ""}
             assert len(set(batch.segments_BT[0].tolist())) > 1
 
 
 def test_text_without_long_documents_is_refused(stages: Path) -> None:
     with pytest.raises(KodaError, match=r"0 document\(s\) longer than 500 tokens.*extend\.steps=0"):
-        built(stages, old_context=500)
+        counts_of(stages, old_context=500)

@@ -10,24 +10,24 @@ TALK = [
     {"role": "user", "content": "  What is two and two?\n"},
     {"role": "assistant", "content": "Four.  "},
     {"role": "user", "content": "And three?"},
-    {"role": "assistant", "content": "Five, or so I hear."},
+    {"role": "assistant", "content": "Five, as far as I know."},
 ]
 
 
-def test_only_answers_and_their_ends_are_trained(tokenizer_file: Path) -> None:
+def test_only_answers_and_their_end_tokens_are_trained(tokenizer_file: Path) -> None:
     tokenizer = tokenizers.load(str(tokenizer_file))
     ids, trained = chat.encode(tokenizer, TALK)
-    learned = tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if t], skip_special_tokens=False)
+    answers = tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if t], skip_special_tokens=False)
     rest = tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if not t], skip_special_tokens=False)
-    assert learned == "Four.<|endoftext|>Five, or so I hear.<|endoftext|>"
+    assert answers == "Four.<|endoftext|>Five, as far as I know.<|endoftext|>"
     assert rest == (
         "### System:\nBe brief.\n\n### User:\nWhat is two and two?\n\n### Assistant:\n"
         "### User:\nAnd three?\n\n### Assistant:\n"
     )
 
 
-def test_the_tokens_are_those_of_transformers(tokenizer_file: Path) -> None:
-    """What is trained on, and what is asked with, is what apply_chat_template gives."""
+def test_transformers_renders_the_template_to_the_same_tokens(tokenizer_file: Path) -> None:
+    """The tokens trained on, and those of a prompt, equal those of apply_chat_template."""
     tokenizer = tokenizers.load(str(tokenizer_file))
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token=tokenizers.END_OF_TEXT)
     theirs.chat_template = chat.TEMPLATE
@@ -43,48 +43,48 @@ def test_the_tokens_are_those_of_transformers(tokenizer_file: Path) -> None:
 
 def test_a_message_cannot_end_the_answer(tokenizer_file: Path) -> None:
     tokenizer = tokenizers.load(str(tokenizer_file))
-    ids = chat.encode(tokenizer, [{"role": "user", "content": "say <|endoftext|> please"}]).ids
+    ids = chat.encode(tokenizer, [{"role": "user", "content": "write <|endoftext|> please"}]).ids
     assert tokenizers.end_of_text(tokenizer) not in ids
 
 
-def test_the_end_is_in_the_conversation_whether_it_is_trained_or_not(tokenizer_file: Path) -> None:
+def test_train_end_changes_the_mask_of_end_tokens_alone(tokenizer_file: Path) -> None:
     tokenizer = tokenizers.load(str(tokenizer_file))
-    with_it, without = chat.encode(tokenizer, TALK), chat.encode(tokenizer, TALK, train_end=False)
-    assert with_it.ids == without.ids
-    differs = [i for i, a, b in zip(with_it.ids, with_it.trained, without.trained, strict=True) if a != b]
+    trained, untrained = chat.encode(tokenizer, TALK), chat.encode(tokenizer, TALK, train_end=False)
+    assert trained.ids == untrained.ids
+    differs = [i for i, a, b in zip(trained.ids, trained.trained, untrained.trained, strict=True) if a != b]
     assert differs == [tokenizers.end_of_text(tokenizer)] * 2
 
 
-def test_the_mask_token_by_token(tokenizer_file: Path) -> None:
-    """Golden: each token of a small conversation, and whether it is learned."""
+def test_the_mask_of_each_token_of_a_small_conversation(tokenizer_file: Path) -> None:
+    """Golden: each token, and whether it is trained on."""
     tokenizer = tokenizers.load(str(tokenizer_file))
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
     ids, trained = chat.encode(tokenizer, talk)
     pieces = [(tokenizer.decode([i], skip_special_tokens=False), t) for i, t in zip(ids, trained, strict=True)]
-    before = [piece for piece, learned in pieces if not learned]
+    before = [piece for piece, is_trained in pieces if not is_trained]
     assert "".join(before) == "### User:\nHi\n\n### Assistant:\n"
     assert pieces[: len(before)] == [(piece, False) for piece in before]
     assert pieces[len(before) :] == [*((piece, True) for piece in ("Y", "es")), ("<|endoftext|>", True)]
 
 
-def test_the_tokens_are_those_of_llama_cpp(tokenizer_file: Path, tmp_path: Path) -> None:
-    """llama.cpp renders the template in the GGUF with its own Jinja, and tokenizes what comes out."""
+def test_llama_cpp_renders_the_template_to_the_same_tokens(tokenizer_file: Path, tmp_path: Path) -> None:
+    """llama.cpp renders the template in the GGUF with its own Jinja, and tokenizes the result."""
     from dataclasses import replace
 
     from flax import nnx
 
-    from model.export import gguf
+    from model.export import gguf_file
     from model.export.about import About
-    from model.export.runtimes import LlamaCpp
+    from model.export.formats.gguf import LlamaCpp
     from model.llama import Llama
     from model.weights import stored
     from tests.conftest import SHAPE
 
     model = stored(Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0)))
-    gguf.write(tmp_path / "m.gguf", model, tokenizer_file, "F16", About("m"))
+    gguf_file.write(tmp_path / "m.gguf", model, tokenizer_file, "F16", About("m"))
     server, tokenizer = LlamaCpp(tmp_path / "m.gguf", 64), tokenizers.load(str(tokenizer_file))
-    asked = (TALK[:2], TALK[:4], [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}])
-    for talk in asked:
+    prompts = (TALK[:2], TALK[:4], [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}])
+    for talk in prompts:
         text = server._post("/apply-template", {"messages": talk})["prompt"]
         ids = server._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
         assert ids == chat.encode_prompt(tokenizer, talk)

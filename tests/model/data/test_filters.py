@@ -7,8 +7,9 @@ import pytest
 from model.data.filters import Overlap, reason
 from model.data.recipe import Recipe
 from model.errors import KodaError
+from tests.model.data.conftest import Prepare
 
-Make = Callable[..., Recipe]
+MakeRecipe = Callable[..., Recipe]
 ITEM = "Which statement best explains why photosynthesis is the foundation of most food webs on this planet?"
 
 
@@ -21,13 +22,13 @@ def items(tmp_path: Path) -> Path:
     return tmp_path / "items"
 
 
-def test_lengths(tmp_path: Path, recipe: Make) -> None:
+def test_documents_outside_the_length_bounds_are_left_out(tmp_path: Path, recipe: MakeRecipe) -> None:
     bounds = recipe(tmp_path, shortest=3, longest=5)
     assert [reason("x" * n, bounds) for n in (2, 3, 5, 6)] == ["too_short", "", "", "too_long"]
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "expected"),
     [
         ("The quick brown fox jumps over the lazy dog.\nAnd then it sleeps.\n", ""),
         ("日本語のテキスト、中文和한국어。次の行もある。\n", ""),
@@ -37,34 +38,36 @@ def test_lengths(tmp_path: Path, recipe: Make) -> None:
         ("caf\ufffd and na\ufffdve", "letters_lost"),
     ],
 )
-def test_quality_in_any_language(tmp_path: Path, recipe: Make, text: str, why: str) -> None:
-    assert reason(text, recipe(tmp_path, quality=True)) == why
+def test_quality_rules_hold_in_any_language(tmp_path: Path, recipe: MakeRecipe, text: str, expected: str) -> None:
+    assert reason(text, recipe(tmp_path, quality=True)) == expected
     assert reason(text, recipe(tmp_path)) == ""
 
 
-def test_thirteen_words_in_a_row_are_found_in_any_dress(items: Path) -> None:
+def test_thirteen_shared_words_are_detected_in_any_case_and_punctuation(items: Path) -> None:
     overlap = Overlap(str(items))
     words = ITEM.split()
     near = "  ".join(words[1:14]).upper().replace("  ", ",\n")
-    assert overlap.near(f"It was asked: {near} — and so on.") == "arc"
+    assert overlap.near(f"The question was: {near} — and so on.") == "arc"
     assert overlap.near(" ".join(words[:12]) + " of what?") == ""  # twelve
     assert overlap.near(" ".join(reversed(words))) == ""
     assert overlap.near("another short one") == ""
 
 
-def test_no_items_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KodaError, match="file of evaluation items"):
         Overlap(str(tmp_path))
 
 
-def test_near_copies_are_counted_and_dropped_when_asked(tmp_path: Path, items: Path, prepared: Callable) -> None:
+def test_documents_near_an_item_are_counted_and_dropped_if_so_set(
+    tmp_path: Path, items: Path, prepared: Prepare
+) -> None:
     source = tmp_path / "text"
     source.mkdir()
     for number in range(20):
         (source / f"{number}.txt").write_text(f"This is text number {number}. " * 9)
     (source / "near.txt").write_text(f"Yesterday I read: {ITEM} I had no answer.")
     counted = prepared(source, tmp_path / "counted", contamination=str(items))
-    assert counted["near_evaluation_items"] == {"arc": 1} and counted["documents"] == 21
+    assert counted.near_evaluation_items == {"arc": 1} and counted.documents == 21
     dropped = prepared(source, tmp_path / "dropped", contamination=str(items), drop_contaminated=True)
-    assert dropped["dropped"] == {"contaminated": 1} and dropped["documents"] == 20
+    assert dropped.dropped == {"contaminated": 1} and dropped.documents == 20
     assert "near.txt shares 13 words" in (tmp_path / "dropped/notes.json").read_text()

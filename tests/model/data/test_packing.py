@@ -1,3 +1,5 @@
+"""Letters in names: B batch, T time, D model width."""
+
 import gzip
 import json
 from pathlib import Path
@@ -15,13 +17,14 @@ from model.data.conversations import Conversation, conversations
 from model.data.document import Flaw
 from model.data.packing import pack
 from model.errors import KodaError
+from model.figures import PackingFigures
 from model.files import read_json
 from model.llama import Llama
 
 Row = dict[str, Any]
 
 
-def written(path: Path, rows: list[Row] | str) -> Path:
+def write_rows(path: Path, rows: list[Row] | str) -> Path:
     text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
@@ -29,8 +32,8 @@ def written(path: Path, rows: list[Row] | str) -> Path:
 
 def read(path: Path, language: str = "") -> list[list[tuple[str, str]]]:
     """Each conversation as (role, content)."""
-    found = conversations(str(path), "train", "", language)
-    return [[(m["role"], m["content"]) for m in one.messages] for one in found if isinstance(one, Conversation)]
+    items = conversations(str(path), "train", "", language)
+    return [[(m["role"], m["content"]) for m in item.messages] for item in items if isinstance(item, Conversation)]
 
 
 def message(id_: str, parent: str | None, text: str, role: str = "assistant", **more: Any) -> Row:
@@ -55,8 +58,8 @@ PATHS = [
 ]
 
 
-def test_oasst_trees_give_their_best_path(tmp_path: Path) -> None:
-    flat = written(tmp_path / "flat.jsonl.gz", TREES)
+def test_an_oasst_tree_becomes_its_best_path(tmp_path: Path) -> None:
+    flat = write_rows(tmp_path / "flat.jsonl.gz", TREES)
     assert read(flat) == PATHS
     assert read(flat, "en") == PATHS[:1]
 
@@ -64,19 +67,19 @@ def test_oasst_trees_give_their_best_path(tmp_path: Path) -> None:
         return {**row, "replies": [nested(other) for other in TREES if other["parent_id"] == row["message_id"]]}
 
     roots = [{"message_tree_id": row["message_id"], "prompt": nested(row)} for row in TREES if not row["parent_id"]]
-    assert read(written(tmp_path / "trees.jsonl", roots), "es") == PATHS[1:]
+    assert read(write_rows(tmp_path / "trees.jsonl", roots), "es") == PATHS[1:]
 
 
-def test_messages_and_dolly_rows(tmp_path: Path) -> None:
+def test_rows_of_messages_and_of_dolly_are_conversations(tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}], "id": 7},
         {"instruction": "Sum up.", "context": "It rained.", "response": "Rain.", "category": "x"},
-        {"instruction": "Say yes.", "context": "", "response": "Yes."},
+        {"instruction": "Answer yes.", "context": "", "response": "Yes."},
     ]
-    assert read(written(tmp_path / "rows.jsonl", rows)) == [
+    assert read(write_rows(tmp_path / "rows.jsonl", rows)) == [
         [("system", "Be kind."), ("user", "Hi")],
         [("user", "Sum up.\n\nIt rained."), ("assistant", "Rain.")],
-        [("user", "Say yes."), ("assistant", "Yes.")],
+        [("user", "Answer yes."), ("assistant", "Yes.")],
     ]
 
 
@@ -86,13 +89,13 @@ BAD = {
     '["a", "list"]': "not_json",
     '{"messages": [{"role": "robot", "content": "x"}]}': "bad_messages",
     '{"message_id": 1, "text": "hello"}': "no_conversation",
-    '{"messages": [{"role": "user", "content": "only asked"}]}': "nothing_to_learn",
+    '{"messages": [{"role": "user", "content": "only a question"}]}': "nothing_to_learn",
 }
 
 
 @pytest.fixture
 def packed(tmp_path: Path, tokenizer_file: Path) -> Any:
-    def run(source: Path | dict[str, float], length: int = 64, **changes: Any) -> dict[str, Any]:
+    def run(source: Path | dict[str, float], length: int = 64, **changes: Any) -> PackingFigures:
         settings = {
             "split": "train",
             "language": "",
@@ -112,10 +115,10 @@ def dolly(count: int) -> list[Row]:
     return [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(count)]
 
 
-def test_packing_keeps_conversations_whole(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
+def test_packing_keeps_conversations_complete(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
     rows = [*dolly(60), {"instruction": "Long?", "response": "word " * 300}]
-    counts = packed(written(tmp_path / "rows.jsonl", rows), 160)
-    assert counts["too_long"] == 1 and counts["conversations"] + counts["heldout_conversations"] == 60
+    counts = packed(write_rows(tmp_path / "rows.jsonl", rows), 160)
+    assert counts.too_long == 1 and counts.conversations + counts.heldout_conversations == 60
     tokenizer = tokenizers.load(str(tokenizer_file))
     batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=160, seed=0)
     answers = 0
@@ -123,18 +126,18 @@ def test_packing_keeps_conversations_whole(tmp_path: Path, tokenizer_file: Path,
         batch = batches.take(np.array([row]))
         text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
         assert text.startswith("### User:\nQuestion")
-        learned = batch.targets_BT[0][batch.weights_BT[0] > 0].tolist()
-        said = tokenizer.decode(learned, skip_special_tokens=False).split("<|endoftext|>")
-        assert said[-1] == "" and all(s.startswith("Answer") for s in said[:-1])
+        trained = batch.targets_BT[0][batch.weights_BT[0] > 0].tolist()
+        pieces = tokenizer.decode(trained, skip_special_tokens=False).split("<|endoftext|>")
+        assert pieces[-1] == "" and all(piece.startswith("Answer") for piece in pieces[:-1])
         for segment in set(batch.segments_BT[0].tolist()):
             ids = batch.inputs_BT[0][batch.segments_BT[0] == segment].tolist()
-            alone = tokenizer.decode(ids, skip_special_tokens=False)
-            assert (alone.startswith("### User:") and alone.count("### User:") == 1) or set(ids) == {0}
-        answers += len(said) - 1
-    assert answers == counts["conversations"]
+            content = tokenizer.decode(ids, skip_special_tokens=False)
+            assert (content.startswith("### User:") and content.count("### User:") == 1) or set(ids) == {0}
+        answers += len(pieces) - 1
+    assert answers == counts.conversations
 
 
-def test_no_conversation_sees_another_in_its_row(tmp_path: Path, packed: Any) -> None:
+def test_no_conversation_attends_to_another_in_its_row(tmp_path: Path, packed: Any) -> None:
     """The gradient of a conversation's outputs with respect to another's inputs is exactly zero."""
     from dataclasses import replace
 
@@ -142,72 +145,74 @@ def test_no_conversation_sees_another_in_its_row(tmp_path: Path, packed: Any) ->
 
     from tests.conftest import SHAPE
 
-    packed(written(tmp_path / "rows.jsonl", dolly(60)), 160)
+    packed(write_rows(tmp_path / "rows.jsonl", dolly(60)), 160)
     batch = Batches(tmp_path / "out/train", batch_size=1, sequence_length=160, seed=0).take(np.array([0]))
     model = Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0))
     segments = batch.segments_BT[0]
     assert len(set(segments.tolist())) >= 4
 
-    def said(x_BTD: jax.Array, segment: int) -> jax.Array:
+    def output(x_BTD: jax.Array, segment: int) -> jax.Array:
         y_TD = model.hidden(x_BTD, Segments(jnp.asarray(batch.segments_BT)))[0]
         return (y_TD * (segments == segment)[:, None] * jnp.arange(1, y_TD.shape[-1] + 1)).sum()
 
     x_BTD = model.embed(jnp.asarray(batch.inputs_BT))
     for segment in set(segments.tolist()):
-        felt = np.abs(np.asarray(jax.grad(said)(x_BTD, segment)[0])).sum(-1) > 0
-        np.testing.assert_array_equal(felt, segments == segment)
+        has_gradient = np.abs(np.asarray(jax.grad(output)(x_BTD, segment)[0])).sum(-1) > 0
+        np.testing.assert_array_equal(has_gradient, segments == segment)
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_rows_are_refused_by_place_or_counted(tmp_path: Path, packed: Any, line: str) -> None:
+def test_bad_rows_are_refused_with_their_place_or_counted(tmp_path: Path, packed: Any, line: str) -> None:
     good = "".join(json.dumps(row) + "\n" for row in dolly(30))
-    source = written(tmp_path / "rows.jsonl", good + line + "\n")
+    source = write_rows(tmp_path / "rows.jsonl", good + line + "\n")
     with pytest.raises(KodaError, match=rf"rows\.jsonl, byte {len(good)}: .*sft\.bad_input=skip"):
         packed(source)
     counts = packed(source, bad_input="skip")
-    assert counts[BAD[line]] == 1 and counts["conversations"] + counts["heldout_conversations"] == 30
+    assert counts.skipped == {BAD[line]: 1} and counts.conversations + counts.heldout_conversations == 30
 
 
-def test_what_is_too_long_is_left_out_cut_or_refused(tmp_path: Path, packed: Any) -> None:
+def test_a_conversation_that_is_too_long_is_left_out_cut_or_refused(tmp_path: Path, packed: Any) -> None:
     rows = [
         *dolly(30),
         {"instruction": "Long?", "response": "word " * 300},
         {"instruction": "w " * 300, "response": "x"},
     ]
-    source = written(tmp_path / "rows.jsonl", rows)
-    assert packed(source)["too_long"] == 2
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    assert packed(source).too_long == 2
     with pytest.raises(KodaError, match=r"tokens, the context takes 65.*sft\.too_long=skip"):
         packed(source, too_long="refuse")
     with pytest.raises(KodaError, match="no answer in it"):  # cut before its answer begins
         packed(source, too_long="truncate")
     counts = packed(source, too_long="truncate", bad_input="skip")
-    assert counts["cut"] == 2 and counts["nothing_to_learn"] == 1 and counts["too_long"] == 0
+    assert counts.cut == 2 and counts.skipped == {"nothing_to_learn": 1} and counts.too_long == 0
 
 
-def test_weights_repeat_a_source(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
-    one = written(tmp_path / "one.jsonl", dolly(20))
-    other = written(tmp_path / "other.jsonl", [{"instruction": f"Other {n}?", "response": "Yes."} for n in range(80)])
+def test_a_weight_repeats_a_source_or_selects_a_share_of_it(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
+    one = write_rows(tmp_path / "one.jsonl", dolly(20))
+    other = write_rows(
+        tmp_path / "other.jsonl", [{"instruction": f"Other {n}?", "response": "Yes."} for n in range(80)]
+    )
     packed({str(one): 3.0, str(other): 0.5})
     tokenizer = tokenizers.load(str(tokenizer_file))
     batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
     text = "".join(tokenizer.decode(batches.take(np.array([row])).inputs_BT[0].tolist()) for row in range(batches.rows))
     times = [text.count(f"Question {n}?") for n in range(20)]
-    held = [line["messages"][0]["content"] for line in read_json(tmp_path / "out/prompts.json")]
-    assert times == [0 if f"Question {n}?" in held else 3 for n in range(20)]
+    heldout = [line["messages"][0]["content"] for line in read_json(tmp_path / "out/prompts.json")]
+    assert times == [0 if f"Question {n}?" in heldout else 3 for n in range(20)]
     assert 20 < text.count("Other ") < 45  # half of four fifths of 80
 
 
-def test_one_system_message_for_all_does_not_put_all_on_one_side(tmp_path: Path, packed: Any) -> None:
+def test_a_common_system_message_does_not_put_all_conversations_in_one_part(tmp_path: Path, packed: Any) -> None:
     system = {"role": "system", "content": "Be kind."}
     talks = [
         {"messages": [system, {"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "Yes."}]}
         for n in range(60)
     ]
-    counts = packed(written(tmp_path / "rows.jsonl", talks))
-    assert counts["heldout_conversations"] > 3 and counts["conversations"] > 30
+    counts = packed(write_rows(tmp_path / "rows.jsonl", talks))
+    assert counts.heldout_conversations > 3 and counts.conversations > 30
 
 
-def test_flaws_say_where(tmp_path: Path) -> None:
-    source = written(tmp_path / "rows.jsonl", '{"instruction": "a", "response": "b"}\n{"x": 1}\n')
-    flaws = [found for found in conversations(str(source), "train", "", "") if isinstance(found, Flaw)]
+def test_flaws_name_their_place(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", '{"instruction": "a", "response": "b"}\n{"x": 1}\n')
+    flaws = [item for item in conversations(str(source), "train", "", "") if isinstance(item, Flaw)]
     assert [flaw.name for flaw in flaws] == [f"{source}, byte 38"]

@@ -1,3 +1,8 @@
+"""Home-made tasks: where their items come from, and that no baseline without a model can solve them.
+
+Letters in names: V vocabulary.
+"""
+
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ from tests.model.data.conftest import PLAIN
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
-    """What the tokenize stage makes of the interpreter's help topics, a third of them held out."""
+    """The output of the tokenize stage for the interpreter's help topics, 0.3 of them held out."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text").mkdir()
     for topic in docs.topics():
@@ -33,56 +38,57 @@ def unigram(tokens: Path) -> Unigram:
 
 
 @pytest.fixture(scope="module")
-def made(tokens: Path, unigram: Unigram) -> dict[str, list[Item]]:
+def tasks(tokens: Path, unigram: Unigram) -> dict[str, list[Item]]:
     return homemade.items(heldout_documents(tokens), unigram, 60)
 
 
-def test_there_are_eight_tasks_with_items(made: dict[str, list[Item]]) -> None:
-    assert len(made) == 8
-    assert all(len(items) >= 30 for items in made.values()), {name: len(items) for name, items in made.items()}
+def test_each_of_eight_tasks_has_items(tasks: dict[str, list[Item]]) -> None:
+    assert len(tasks) == 8
+    assert all(len(items) >= 30 for items in tasks.values()), {name: len(items) for name, items in tasks.items()}
 
 
-def test_the_same_text_gives_the_same_items(tokens: Path, made: dict[str, list[Item]]) -> None:
-    assert homemade.items(heldout_documents(tokens), Unigram(tokens), 60) == made
+def test_the_same_text_gives_the_same_items(tokens: Path, tasks: dict[str, list[Item]]) -> None:
+    assert homemade.items(heldout_documents(tokens), Unigram(tokens), 60) == tasks
 
 
-def test_items_are_well_formed(tokens: Path, made: dict[str, list[Item]]) -> None:
+def test_items_are_well_formed(tokens: Path, tasks: dict[str, list[Item]]) -> None:
     texts = " ".join(document.text for document in heldout_documents(tokens))
-    for name, items in made.items():
+    for name, items in tasks.items():
         for item in items:
             assert len(item.contexts) == len(item.continuations) > item.gold >= 0, name
             assert all(item.contexts) and all(item.continuations)
             right = item.contexts[item.gold], item.continuations[item.gold]
             questions = list(zip(item.contexts, item.continuations, strict=True))
-            assert questions.count(right) == 1, name  # no other choice is the right one too
+            assert questions.count(right) == 1, name  # no wrong choice equals the right one
             if name in ("ending", "word", "word_here", "order", "last_word"):
                 assert item.contexts[0] + item.continuations[item.gold] in texts, name
 
 
-def test_every_item_is_of_documents_that_were_not_trained_on(
-    tokens: Path, tokenizer_file: Path, made: dict[str, list[Item]]
+def test_items_come_from_documents_that_were_not_trained_on(
+    tokens: Path, tokenizer_file: Path, tasks: dict[str, list[Item]]
 ) -> None:
-    """What was trained on is read back from the shards: it and the held-out documents are all documents, each once.
+    """The training documents are read back from the shards: they and the held-out ones are all documents, each once.
 
-    (Two documents may share a paragraph; that one of them was trained on is then no fault of the split.)
+    A context is looked for in the held-out documents, not shown to be absent from the training ones: two documents may
+    share a paragraph.
     """
-    held = [document.text for document in heldout_documents(tokens)]
+    heldout = [document.text for document in heldout_documents(tokens)]
     tokenizer = tokenizers.load(str(tokenizer_file))
     shards = Shards(tokens / "train")
     ids = shards.read(0, len(shards))[0]
     ends = np.flatnonzero(ids == tokenizers.end_of_text(tokenizer))
-    learned = [tokenizer.decode(part.tolist()) for part in np.split(ids, ends + 1)[:-1]]
+    trained = [tokenizer.decode(part.tolist()) for part in np.split(ids, ends + 1)[:-1]]
     files = {path.read_text() for path in (tokens / "text").iterdir()}
-    assert {*held, *learned} == files and len(held) + len(learned) == len(files) and len(learned) > 20
-    for name, items in made.items():
+    assert {*heldout, *trained} == files and len(heldout) + len(trained) == len(files) and len(trained) > 20
+    for name, items in tasks.items():
         for item in items:
             context = item.contexts[item.gold].partition("\nQuestion: ")[0]
-            assert any(context in text for text in held), name
+            assert any(context in text for text in heldout), name
 
 
-def test_length_and_frequency_alone_are_at_chance(made: dict[str, list[Item]], unigram: Unigram) -> None:
-    """Three standard errors of luck; of two baselines on seven tasks one would leave that in a run of thirty."""
-    for name, items in made.items():
+def test_length_and_frequency_alone_are_at_chance(tasks: dict[str, list[Item]], unigram: Unigram) -> None:
+    """Within three standard errors of chance. Of two baselines on seven tasks, one is outside in 1 of 30 seeds."""
+    for name, items in tasks.items():
         if name == "last_word":
             assert baselines(items, unigram) == {"longest": None, "unigram": None}
             continue
@@ -94,19 +100,19 @@ def test_length_and_frequency_alone_are_at_chance(made: dict[str, list[Item]], u
         assert abs(first - chance) < margin, name
 
 
-def test_a_baseline_sees_what_could_be_won_by_it(unigram: Unigram) -> None:
-    """Frequent against rare, long against short: were items made so, the baselines would say it."""
+def test_baselines_detect_items_that_frequency_or_length_gives_away(unigram: Unigram) -> None:
+    """The right choice is frequent among rare ones, or long among short ones; a tie counts as a random choice."""
     items = [Item(["It is"] * 2, [" the", " qzx"], 0, 0.5), Item(["It is"] * 2, [" a very long answer", " a"], 0, 0.5)]
     assert baselines(items[:1], unigram)["unigram"] == 1.0 and baselines(items[1:], unigram)["longest"] == 1.0
-    same = [Item(["x"] * 4, [" a"] * 4, 0, 0.25)]
-    assert baselines(same, unigram) == {"longest": 0.25, "unigram": 0.25}
+    tied = [Item(["x"] * 4, [" a"] * 4, 0, 0.25)]
+    assert baselines(tied, unigram) == {"longest": 0.25, "unigram": 0.25}
 
 
-def test_too_little_text_gives_fewer_items(unigram: Unigram) -> None:
+def test_too_little_text_gives_no_items(unigram: Unigram) -> None:
     assert all(not items for items in homemade.items([Document("a", "Only a few words.")], unigram, 10).values())
 
 
-def test_a_unigram_is_a_distribution(unigram: Unigram, tokenizer_file: Path) -> None:
+def test_unigram_probabilities_sum_to_one_and_a_text_is_their_product(unigram: Unigram, tokenizer_file: Path) -> None:
     assert np.exp(unigram.logprobs_V).sum() == pytest.approx(1.0)
     ids = tokenizers.encode_plain(tokenizers.load(str(tokenizer_file)), [" the"])[0]
     assert unigram(" the") == pytest.approx(unigram.logprobs_V[ids].sum())

@@ -1,4 +1,4 @@
-"""The standard suite agrees with lm-evaluation-harness, and says which item cannot be asked."""
+"""The standard suite agrees with lm-evaluation-harness, and reports invalid items by their number."""
 
 import json
 from pathlib import Path
@@ -12,42 +12,44 @@ from model.evaluation import standard
 from model.evaluation.figures import average
 from model.evaluation.score import Scorer
 from model.evaluation.subject import open_model
-from model.evaluation.suite import ask
-from model.export import gguf, hf, mlx
+from model.evaluation.suite import score
+from model.export import gguf_file
 from model.export.about import About
+from model.export.formats import hf, mlx
+from model.figures import TaskFigures
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, made: Path, tokenizer_file: Path) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, saved_model: Path, tokenizer_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "hf"
-    hf.write(folder, weights.read(made / "weights"), tokenizer_file, "auto")
+    hf.write(folder, weights.read(saved_model / "weights"), tokenizer_file, "auto")
     return folder
 
 
 @pytest.fixture
 def quiet_harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Offline, and with its caches in a folder of the test's."""
+    """The harness offline; returns a folder for its caches."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path / "cache"
 
 
-def test_the_harness_gives_the_same_figures_on_the_export_and_on_the_weights(
-    made: Path, tokenizer_file: Path, exported: Path, standard_items: Path, quiet_harness: Path
+def test_figures_equal_those_of_the_harness_on_the_export_and_on_the_weights(
+    saved_model: Path, tokenizer_file: Path, exported: Path, standard_items: Path, quiet_harness: Path
 ) -> None:
-    """All eight tasks; the harness asks transformers with the Hugging Face export, and Koda's own weights in JAX.
+    """All eight tasks; the harness runs the Hugging Face export in transformers, and Koda's own weights in JAX.
 
-    Items longer than the model's context of 128 are among them, and are cut as the harness cuts them. To within one
-    item of twenty: two choices that are equally likely to float32's rounding may fall either way.
+    Some items are longer than the model's context of 128 and are truncated as in the harness. The tolerance is one item
+    of twenty: two choices that are equally likely to float32's rounding may be ordered either way.
     """
     from lm_eval.models.huggingface import HFLM
 
     from model.evaluation.harness import KodaLM, results
 
-    subject = open_model(made / "weights", tokenizer_file)
+    subject = open_model(saved_model / "weights", tokenizer_file)
     items = standard.items(standard.TASKS, str(standard_items))
-    ours = ask(subject, Scorer(subject.model), items)
-    assert list(ours) == list(standard.TASKS) and sum(one.figures["truncated"] for one in ours.values()) > 5
+    ours = score(subject, Scorer(subject.model), items)
+    assert list(ours) == list(standard.TASKS) and sum(one.figures.truncated for one in ours.values()) > 5
     peers = {
         "the export in transformers": HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=8),
         "the weights in JAX": KodaLM(subject),
@@ -56,23 +58,23 @@ def test_the_harness_gives_the_same_figures_on_the_export_and_on_the_weights(
         theirs = results(model, standard_items, quiet_harness)
         for name, one in ours.items():
             for metric in ("acc", "acc_norm"):
-                expected, found = theirs[name].get(metric), one.figures[metric]
-                assert (expected is None) == (found is None), (peer, name, metric)
-                assert found is None or abs(found - expected) <= 1 / 20 + 1e-3, (peer, name, metric)
+                expected, actual = theirs[name].get(metric), getattr(one.figures, metric)
+                assert (expected is None) == (actual is None), (peer, name, metric)
+                assert actual is None or abs(actual - expected) <= 1 / 20 + 1e-3, (peer, name, metric)
             if name == "lambada_openai":
-                assert one.figures["perplexity"] == pytest.approx(theirs[name]["perplexity"], rel=5e-3)
+                assert one.figures.perplexity == pytest.approx(theirs[name]["perplexity"], rel=5e-3)
 
 
-def test_the_harness_can_have_koda_generate(made: Path, tokenizer_file: Path) -> None:
+def test_the_harness_generates_with_koda_until_a_stop_string(saved_model: Path, tokenizer_file: Path) -> None:
     from lm_eval.api.instance import Instance
 
-    from model.evaluation.generate import Generator
     from model.evaluation.harness import KodaLM
+    from model.generate import Generator
     from model.sampling import Sampling
 
-    subject = open_model(made / "weights", tokenizer_file)
-    said = list(Generator(subject.model)(subject.encode(["The "])[0], subject.prefix, Sampling(limit=20)))
-    whole = subject.tokenizer.decode(said)
+    subject = open_model(saved_model / "weights", tokenizer_file)
+    tokens = list(Generator(subject.model)(subject.encode(["The "])[0], subject.prefix, Sampling(limit=20)))
+    whole = subject.tokenizer.decode(tokens)
     stop = whole[len(whole) // 2 :][:3]
     requests = [
         Instance("generate_until", {}, ("The ", {"until": until, "max_gen_toks": 20}), 0) for until in ([], [stop])
@@ -80,27 +82,29 @@ def test_the_harness_can_have_koda_generate(made: Path, tokenizer_file: Path) ->
     assert KodaLM(subject).generate_until(requests) == [whole, whole.partition(stop)[0]]
 
 
-def test_every_form_of_one_model_is_the_same_subject(
-    made: Path,
+def test_every_format_of_one_model_has_the_same_accuracies(
+    saved_model: Path,
     tokenizer_file: Path,
     exported: Path,
     tmp_path: Path,
     standard_items: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Weights, Hugging Face, GGUF and MLX in half precision: the same answers, but for what rounding decides."""
-    opened, opening = [], gguf.opened
-    monkeypatch.setattr(gguf, "opened", lambda path: opened.append(path) or opening(path))
-    stored = weights.read(made / "weights")
-    gguf.write(tmp_path / "m.gguf", stored, tokenizer_file, "F16", About("m"))
+    """Weights, Hugging Face, GGUF and MLX in half precision: rounding may decide one item of twenty."""
+    opened, original = [], gguf_file.opened
+    monkeypatch.setattr(gguf_file, "opened", lambda path: opened.append(path) or original(path))
+    stored = weights.read(saved_model / "weights")
+    gguf_file.write(tmp_path / "m.gguf", stored, tokenizer_file, "F16", About("m"))
     mlx.write(tmp_path / "mlx", exported, "fp16")
     items = standard.items(["arc_easy", "winogrande"], str(standard_items))
-    found = []
-    for path in (made / "weights", exported, tmp_path / "m.gguf", tmp_path / "mlx"):
+    accuracies = []
+    for path in (saved_model / "weights", exported, tmp_path / "m.gguf", tmp_path / "mlx"):
         subject = open_model(path, tokenizer_file)
-        found.append({name: one.figures["acc"] for name, one in ask(subject, Scorer(subject.model), items).items()})
-    assert found[0] == found[1] and opened == [tmp_path / "m.gguf"]
-    assert all(abs(other[name] - found[0][name]) <= 1 / 20 + 1e-9 for other in found[2:] for name in other)
+        tasks = score(subject, Scorer(subject.model), items)
+        accuracies.append({name: one.figures.acc for name, one in tasks.items()})
+    first, export, *half_precision = accuracies
+    assert first == export and opened == [tmp_path / "m.gguf"]
+    assert all(abs(other[name] - first[name]) <= 1 / 20 + 1e-9 for other in half_precision for name in other)
 
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -130,7 +134,7 @@ GOOD: dict[str, dict[str, Any]] = {
         ("lambada_openai", {"text": "word"}, "the text has no last word"),
     ],
 )
-def test_an_item_that_cannot_be_asked_is_named_by_its_number(
+def test_an_invalid_item_is_reported_by_its_number(
     tmp_path: Path, name: str, changes: dict[str, Any], message: str
 ) -> None:
     bad = {key: value for key, value in {**GOOD[name], **changes}.items() if value is not None}
@@ -141,8 +145,8 @@ def test_an_item_that_cannot_be_asked_is_named_by_its_number(
     assert len(standard.items([name], str(tmp_path), limit=2)[name]) == 2
 
 
-def test_what_is_no_row_or_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(KodaError, match=r"holds none of arc_easy\.jsonl, piqa\.jsonl"):
+def test_missing_files_and_lines_that_are_not_rows_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(KodaError, match=r"has none of arc_easy\.jsonl, piqa\.jsonl"):
         standard.items(["arc_easy", "piqa"], str(tmp_path))
     (tmp_path / "piqa.jsonl").write_text("{}\n")
     with pytest.raises(KodaError, match="item 0: there is no column"):
@@ -154,7 +158,7 @@ def test_what_is_no_row_or_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(KodaError, match="item 0: not JSON"):
         standard.items(["piqa"], str(tmp_path))
     (tmp_path / "piqa.jsonl").write_text("")
-    with pytest.raises(KodaError, match="not one item"):
+    with pytest.raises(KodaError, match="has no items"):
         standard.items(["piqa"], str(tmp_path))
 
 
@@ -170,15 +174,15 @@ def test_a_tokenizer_of_another_model_is_refused(exported: Path, tmp_path: Path)
         open_model(tmp_path)
 
 
-def test_what_is_no_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(KodaError, match="is no model"):
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KodaError, match="is not a model"):
         open_model(tmp_path)
 
 
-def test_the_average_is_of_the_tasks_with_choices() -> None:
+def test_the_average_leaves_out_tasks_without_choices() -> None:
     tasks = {
-        "a": {"n": 9, "acc": 0.5, "acc_norm": 0.3, "perplexity": None},
-        "b": {"n": 9, "acc": 0.5, "acc_norm": None, "perplexity": None},
-        "c": {"n": 9, "acc": 0.9, "acc_norm": None, "perplexity": 12.0},
+        "a": TaskFigures(n=9, acc=0.5, acc_norm=0.3),
+        "b": TaskFigures(n=9, acc=0.5),
+        "c": TaskFigures(n=9, acc=0.9, perplexity=12.0),
     }
     assert average(tasks) == 0.4 and average({"c": tasks["c"]}) is None

@@ -1,4 +1,4 @@
-"""Other people's models: read, written again unchanged, and refused by name where Koda computes something else."""
+"""Imported models: read, exported unchanged, and refused by name where Koda computes something else."""
 
 import json
 from inspect import signature
@@ -14,9 +14,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model import arrays, weights
 from model.errors import KodaError
-from model.export import adopt, gguf, hf, mlx, tensors
+from model.export import adopt, gguf_file, tensors
 from model.export.about import About
+from model.export.formats import hf, mlx
+from model.figures import CheckpointFigures
 from model.files import read_json, write_json
+from model.stored import Stored
+from tests.pipeline import KODA, run
 
 SHAPE = {
     "vocab_size": 512,
@@ -31,7 +35,7 @@ SHAPE = {
 }
 
 
-def theirs(folder: Path, dtype: str = "float32", shard: str = "5GB", **changes: Any) -> LlamaForCausalLM:
+def save_random(folder: Path, dtype: str = "float32", shard: str = "5GB", **changes: Any) -> LlamaForCausalLM:
     """A random model as transformers itself saves it."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})).to(getattr(torch, dtype)).eval()
@@ -46,23 +50,21 @@ def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard", ["5GB", "100KB"])
-def test_a_model_comes_back_out_unchanged(
-    tmp_path: Path, tokenizer_file: Path, dtype: str, tied: bool, shard: str
-) -> None:
-    """Through Koda's own folder of weights: every tensor to the bit, in its type, and the shape that it had."""
-    theirs(tmp_path / "theirs", dtype, shard, tie_word_embeddings=tied)
-    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shard == "100KB")
-    figures = adopt.adopt(str(tmp_path / "theirs"), str(tokenizer_file), str(tmp_path / "weights"))
-    assert figures["dtype"] == dtype
+def test_model_is_exported_unchanged(tmp_path: Path, tokenizer_file: Path, dtype: str, tied: bool, shard: str) -> None:
+    """Through Koda's own folder of weights: every tensor to the bit, in its own type, and the same config.json."""
+    save_random(tmp_path / "original", dtype, shard, tie_word_embeddings=tied)
+    assert (len(list((tmp_path / "original").glob("*.safetensors"))) > 1) == (shard == "100KB")
+    figures = adopt.adopt(str(tmp_path / "original"), str(tokenizer_file), str(tmp_path / "weights"))
+    assert figures.dtype == dtype
     back = weights.read(tmp_path / "weights")
-    hf.write(tmp_path / "ours", back, tokenizer_file, "auto", shard=100_000 if shard == "100KB" else tensors.SHARD)
-    before, after = all_tensors(tmp_path / "theirs"), all_tensors(tmp_path / "ours")
+    hf.write(tmp_path / "exported", back, tokenizer_file, "auto", shard=100_000 if shard == "100KB" else tensors.SHARD)
+    before, after = all_tensors(tmp_path / "original"), all_tensors(tmp_path / "exported")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
-    config = read_json(tmp_path / "ours/config.json")
-    asked = {**SHAPE, "tie_word_embeddings": tied, "dtype": dtype}
-    assert {name: config[name] for name in asked} == asked
-    reopened = LlamaForCausalLM.from_pretrained(tmp_path / "ours")
+    config = read_json(tmp_path / "exported/config.json")
+    original = {**SHAPE, "tie_word_embeddings": tied, "dtype": dtype}
+    assert {name: config[name] for name in original} == original
+    reopened = LlamaForCausalLM.from_pretrained(tmp_path / "exported")
     assert reopened.config.rope_parameters["rope_theta"] == 12345.0
 
 
@@ -74,15 +76,15 @@ def test_a_model_comes_back_out_unchanged(
         {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 24},
     ],
 )
-def test_logits_are_theirs(tmp_path: Path, rope: dict[str, Any]) -> None:
-    model = theirs(tmp_path, rope_parameters=rope, initializer_range=0.1)
+def test_logits_equal_those_of_transformers(tmp_path: Path, rope: dict[str, Any]) -> None:
+    model = save_random(tmp_path, rope_parameters=rope, initializer_range=0.1)
     ids = np.arange(3, 93)[None]
     with torch.no_grad():
         expected = model(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(np.asarray(weights.network(hf.read(tmp_path))(ids)), expected, atol=1e-4)
 
 
-def changed(folder: Path, **fields: Any) -> None:
+def change(folder: Path, **fields: Any) -> None:
     write_json(folder / "config.json", {**read_json(folder / "config.json"), **fields})
 
 
@@ -104,23 +106,23 @@ def changed(folder: Path, **fields: Any) -> None:
     ],
 )
 def test_what_koda_cannot_represent_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    theirs(tmp_path)
-    changed(tmp_path, **fields)
+    save_random(tmp_path)
+    change(tmp_path, **fields)
     with pytest.raises(KodaError, match=message):
         hf.read(tmp_path)
 
 
-def test_biases_are_refused_though_config_json_does_not_speak_of_them(tmp_path: Path) -> None:
-    theirs(tmp_path, attention_bias=True)
-    changed(tmp_path, attention_bias=False)
+def test_biases_are_refused_though_config_json_does_not_mention_them(tmp_path: Path) -> None:
+    save_random(tmp_path, attention_bias=True)
+    change(tmp_path, attention_bias=False)
     with pytest.raises(KodaError, match=r"self_attn\.\w_proj\.bias has no place"):
         hf.read(tmp_path)
 
 
-def test_pickled_and_broken_files_are_not_opened(tmp_path: Path, tokenizer_file: Path) -> None:
-    theirs(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+def test_pickled_and_corrupt_files_are_not_opened(tmp_path: Path, tokenizer_file: Path) -> None:
+    save_random(tmp_path)
+    intact = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(intact[:-100])
     with pytest.raises(KodaError, match=r"model\.safetensors cannot be read as safetensors"):
         hf.read(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
@@ -129,53 +131,54 @@ def test_pickled_and_broken_files_are_not_opened(tmp_path: Path, tokenizer_file:
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
-    theirs(tmp_path)
-    held = load_file(tmp_path / "model.safetensors")
-    held["model.norm.weight"][3] = float("nan")
-    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
+    save_random(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KodaError, match=r"norm/scale .* not finite"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
 
 
-def test_an_adopted_model_is_promoted_without_a_second_copy(
+def test_adopted_model_is_promoted_without_a_second_copy(
     tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But not one that is damaged, or holds what no model may."""
-    theirs(tmp_path / "theirs", "bfloat16")
+    """But not one that is corrupt, or has numbers that are not finite."""
+    save_random(tmp_path / "original", "bfloat16")
     adopted = tmp_path / "adopted"
-    figures = adopt.adopt(str(tmp_path / "theirs"), str(tokenizer_file), str(adopted))
-    assert adopt.promote(str(adopted), str(tmp_path / "good")) == {"parameters": figures["parameters"]}
+    figures = adopt.adopt(str(tmp_path / "original"), str(tokenizer_file), str(adopted))
+    promoted = adopt.promote(str(adopted), str(tmp_path / "good"))
+    assert promoted == CheckpointFigures(parameters=figures.parameters)
     files = [path.relative_to(adopted) for path in adopted.rglob("*") if path.is_file()]
     assert files and all((tmp_path / "good" / path).samefile(adopted / path) for path in files)
-    with monkeypatch.context() as spoilt:
-        spoilt.setattr(arrays, "read_parts", lambda *_: [("norm/scale", np.array([1, np.nan], "bfloat16"))])
-        with pytest.raises(KodaError, match="norm/scale holds numbers that are not finite"):
+    with monkeypatch.context() as corrupt:
+        corrupt.setattr(arrays, "read_parts", lambda *_: [("norm/scale", np.array([1, np.nan], "bfloat16"))])
+        with pytest.raises(KodaError, match=r"norm/scale .* not finite"):
             adopt.promote(str(adopted), str(tmp_path / "bad"))
     commit = (adopted / "COMMIT.json").read_text()
     (adopted / "COMMIT.json").unlink()
     (adopted / "COMMIT.json").write_text(commit.replace('"crc32": ', '"crc32": 1'))
-    with pytest.raises(arrays.Broken, match="checksum"):
+    with pytest.raises(arrays.Corrupt, match="checksum"):
         adopt.promote(str(adopted), str(tmp_path / "bad"))
     assert not (tmp_path / "bad").exists()
 
 
 def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
-    theirs(tmp_path, vocab_size=500)
+    save_random(tmp_path, vocab_size=500)
     with pytest.raises(KodaError, match="its tokenizer has 512 entries, its embedding 500 rows"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
 
 
-def test_a_llama_takes_all_that_the_tokenizer_gives(tmp_path: Path, tokenizer_file: Path) -> None:
-    """transformers 4 gives `token_type_ids` where it is not told, and then `generate` refuses them."""
+def test_llama_takes_all_that_the_tokenizer_returns(tmp_path: Path, tokenizer_file: Path) -> None:
+    """transformers 4 returns `token_type_ids` where the configuration allows it, and `generate` refuses them."""
     hf.write_tokenizer(tmp_path, tokenizer_file, 96)
-    given = read_json(tmp_path / "tokenizer_config.json")["model_input_names"]
-    assert given == [*AutoTokenizer.from_pretrained(tmp_path)("a")]
-    assert signature(LlamaForCausalLM.forward).parameters.keys() >= {*given}
+    names = read_json(tmp_path / "tokenizer_config.json")["model_input_names"]
+    assert names == [*AutoTokenizer.from_pretrained(tmp_path)("a")]
+    assert signature(LlamaForCausalLM.forward).parameters.keys() >= {*names}
 
 
-def relative_errors(expected: weights.Stored, found: weights.Stored) -> float:
+def relative_error(expected: Stored, read: Stored) -> float:
     """The largest of any tensor."""
-    pairs = zip(jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True)
+    pairs = zip(jax.tree.leaves(expected.params), jax.tree.leaves(read.params), strict=True)
     return max(float(np.linalg.norm(np.float32(b) - a) / np.linalg.norm(a)) for a, b in pairs)
 
 
@@ -184,16 +187,17 @@ def relative_errors(expected: weights.Stored, found: weights.Stored) -> float:
     ("kind", "most"),
     [("F32", 0), ("F16", 2**-11), ("BF16", 2**-8), ("Q8_0", 0.01), ("fp16", 2**-11), ("8bit", 0.01), ("4bit", 0.2)],
 )
-def test_exports_read_back_are_the_model_but_for_rounding(
-    made: Path, tokenizer_file: Path, tmp_path: Path, kind: str, most: float
+def test_exports_read_back_equal_the_model_but_for_rounding(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path, kind: str, most: float
 ) -> None:
-    model = weights.read(made / "weights")
-    if kind in gguf.TYPES:
-        gguf.write(tmp_path / "m.gguf", model, tokenizer_file, kind, About("m", "me", "mit", "https://x", ("a", "b")))
-        back = gguf.read(tmp_path / "m.gguf")
-        reader = gguf.opened(tmp_path / "m.gguf")
-        told = [gguf.value(reader, f"general.{key}") for key in ("name", "author", "license", "url", "dataset.1.name")]
-        assert told == ["m", "me", "mit", "https://x", "b"]
+    model = weights.read(saved_model / "weights")
+    if kind in gguf_file.TYPES:
+        about = About("m", "me", "mit", "https://x", ("a", "b"))
+        gguf_file.write(tmp_path / "m.gguf", model, tokenizer_file, kind, about)
+        back = gguf_file.read(tmp_path / "m.gguf")
+        reader = gguf_file.opened(tmp_path / "m.gguf")
+        keys = ("name", "author", "license", "url", "dataset.1.name")
+        assert [gguf_file.value(reader, f"general.{key}") for key in keys] == ["m", "me", "mit", "https://x", "b"]
     else:
         hf.write(tmp_path / "hf", model, tokenizer_file, "auto")
         mlx.write(tmp_path / "mlx", tmp_path / "hf", kind)
@@ -201,29 +205,27 @@ def test_exports_read_back_are_the_model_but_for_rounding(
         for name in mlx.TOKENIZER_FILES:
             assert (tmp_path / "mlx" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
     assert back.config == model.config
-    assert (most / 100 if most else 0) <= relative_errors(model, back) <= most
+    assert (most / 100 if most else 0) <= relative_error(model, back) <= most
 
 
-def test_a_gguf_files_tokenizer_read_back_is_the_same(made: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_tokenizer_of_a_gguf_file_read_back_is_the_same(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
     from model.data import tokenizer as tokenizers
     from model.data.encoder import HARD
     from model.export import gguf_tokenizer
 
-    gguf.write(tmp_path / "m.gguf", weights.read(made / "weights"), tokenizer_file, "F16", About("m"))
-    back = gguf_tokenizer.read(gguf.opened(tmp_path / "m.gguf"), tmp_path / "m.gguf")
+    gguf_file.write(tmp_path / "m.gguf", weights.read(saved_model / "weights"), tokenizer_file, "F16", About("m"))
+    back = gguf_tokenizer.read(gguf_file.opened(tmp_path / "m.gguf"), tmp_path / "m.gguf")
     ours = tokenizers.load(str(tokenizer_file))
     assert tokenizers.encode_plain(back, HARD) == tokenizers.encode_plain(ours, HARD)
     assert tokenizers.end_of_text(back) == tokenizers.end_of_text(ours)
 
 
-def test_an_imported_model_runs_through_the_other_stages(
-    tmp_path: Path, tokenizer_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """koda import and koda run --from sft, as commands; what is not fine-tuned comes out as it went in."""
-    from tests.flows.test_cli import koda
-
-    theirs(tmp_path / "theirs", "bfloat16")
-    (tmp_path / "theirs/tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+def test_imported_model_runs_through_the_other_stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> None:
+    """koda import and koda run --from sft, as commands; weights that are not fine-tuned are exported unchanged."""
+    save_random(tmp_path / "original", "bfloat16")
+    (tmp_path / "original/tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     (tmp_path / "text").mkdir()
     for number, start in enumerate(range(0, 80_000, 4_000)):
         (tmp_path / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
@@ -231,16 +233,14 @@ def test_an_imported_model_runs_through_the_other_stages(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = ["tokenize.source=text", "tokenize.heldout_fraction=0.2", "sft.source=rows.jsonl", "sft.steps=0"]
     sets += ["extend.factor=1", "sft.answer_limit=5", "convert.mlx=[]", 'convert.gguf=["BF16"]']
-    given = [part for text in sets for part in ("--set", text)]
-    done = koda("import", "theirs", "--name", "other", *given, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "koda run --name other --from sft" in done.stdout
-    done = koda("run", "--name", "other", "--from", "sft", "--until", "convert", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    before, after = all_tensors(tmp_path / "theirs"), all_tensors(tmp_path / "runs/other/convert/hf")
+    settings = [part for text in sets for part in ("--set", text)]
+    printed = run(tmp_path, KODA, "import", "original", "--name", "other", *settings)
+    assert "koda run --name other --from sft" in printed
+    run(tmp_path, KODA, "run", "--name", "other", "--from", "sft", "--until", "convert")
+    before, after = all_tensors(tmp_path / "original"), all_tensors(tmp_path / "runs/other/convert/hf")
     assert all(torch.equal(before[name], after[name]) for name in before)
     # bfloat16 is written as it is: both files hold the model's own numbers. llama.cpp rounds what it multiplies with
-    # them to bfloat16 too; transformers was asked to compute in float32.
-    back = gguf.read(tmp_path / "runs/other/convert/gguf/other-BF16.gguf")
-    assert relative_errors(weights.read(tmp_path / "runs/other/extend/weights"), back) == 0
+    # them to bfloat16 too; transformers computes in float32 here.
+    back = gguf_file.read(tmp_path / "runs/other/convert/gguf/other-BF16.gguf")
+    assert relative_error(weights.read(tmp_path / "runs/other/extend/weights"), back) == 0
     assert read_json(tmp_path / "runs/other/convert/parity.json")["hf"]["kl_divergence"] < 1e-8

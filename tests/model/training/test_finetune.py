@@ -1,4 +1,4 @@
-"""Fine-tuning by the same process: what stays, what changes, and what a kill costs."""
+"""Fine-tuning by the same process: what stays, what changes, and that a kill costs nothing."""
 
 import signal
 from dataclasses import replace
@@ -11,10 +11,10 @@ from flax import nnx
 
 from model import arrays, weights
 from model.config import LORA_TARGETS
+from model.exit_codes import DONE
 from model.llama import Llama
 from model.training.job import Job, LoraRecipe
 from model.training.promote import restored, trained
-from model.training.protocol import DONE
 from tests.model.training.test_loop import await_step, start
 
 TARGETS = ("q_proj", "down_proj")
@@ -25,18 +25,18 @@ def tuned(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A fine-tuning of two of the seven matrices, from random weights."""
     root = tmp_path_factory.mktemp("tuned")
     weights.save(root / "init", Llama(job.model, rngs=nnx.Rngs(3)))
-    made = replace(
+    tuned = replace(
         job,
-        folder=str(root / "whole"),
+        folder=str(root / "uninterrupted"),
         init=str(root / "init"),
         lora=LoraRecipe(rank=4, alpha=8.0, targets=TARGETS),
         recipe=replace(job.recipe, steps=30, save_every_steps=10),
     )
-    assert start(made, 30).wait(120) == DONE
-    return made
+    assert start(tuned, 30).wait(120) == DONE
+    return tuned
 
 
-def test_the_base_stays_as_it_was_bit_for_bit(tuned: Job) -> None:
+def test_base_is_unchanged_bit_for_bit(tuned: Job) -> None:
     training, _ = restored(tuned)
     model, before = trained(training), arrays.read(Path(tuned.init or ""))
     after = arrays.flatten(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.LoRAParam))))
@@ -49,7 +49,7 @@ def test_the_base_stays_as_it_was_bit_for_bit(tuned: Job) -> None:
     assert all(float(np.abs(update).max()) > 0 for update in updates)
 
 
-def test_a_kill_costs_a_fine_tuning_no_bit(tuned: Job) -> None:
+def test_kill_changes_no_bit_of_a_fine_tuning(tuned: Job) -> None:
     killed = replace(tuned, folder=f"{tuned.folder}-killed")
     process = start(killed, 30)
     await_step(killed, 15)

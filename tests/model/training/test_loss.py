@@ -15,7 +15,7 @@ def plain(x, head, targets, weights, z_loss):
 
 
 @pytest.mark.parametrize("chunk", [7, 24, 4096])
-def test_value_and_gradients_are_those_of_the_plain_form(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_value_and_gradients_equal_those_of_the_plain_form(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(losses, "CHUNK", chunk)
     keys = jax.random.split(jax.random.key(0), 4)
     x, head = jax.random.normal(keys[0], (3, 24, 8)), jax.random.normal(keys[1], (50, 8))
@@ -30,7 +30,7 @@ def test_value_and_gradients_are_those_of_the_plain_form(monkeypatch: pytest.Mon
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_logits_of_all_tokens_are_never_held() -> None:
+def test_logits_of_all_tokens_are_never_in_memory_at_once() -> None:
     """Compiled for 64 × 512 tokens and 8192 entries, the step needs far less than the gigabyte of their logits."""
     shapes = [jax.ShapeDtypeStruct(s, t) for s, t in (((64, 512, 16), "float32"), ((8192, 16), "float32"))]
     tokens = [jax.ShapeDtypeStruct((64, 512), t) for t in ("int32", "float32")]

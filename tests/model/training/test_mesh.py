@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.exit_codes import DONE, PREEMPTED, UNUSABLE
 from model.ports import free_port
+from model.training.heartbeat import Heartbeat
 from model.training.job import Job
-from model.training.protocol import DONE, METRICS, PREEMPTED, UNUSABLE, Heartbeat, lines
+from model.training.records import read_metrics
 
 RUN = """
 import sys, json, time
@@ -23,18 +25,18 @@ from pathlib import Path
 import jax
 from model.training import loop
 from model.training.job import Job
-held = {}
-run = loop.Life.run
+shares = {}
+run = loop.Attempt.run
 def spy(self, until):
     code = run(self, until)
     leaves = jax.tree_util.tree_flatten_with_path(self.training.state)[0]
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        held[name] = leaf.addressable_shards[0].data.size / max(1, leaf.size)
+        shares[name] = leaf.addressable_shards[0].data.size / max(1, leaf.size)
     return code
-loop.Life.run = spy
+loop.Attempt.run = spy
 code = loop.train(Job.read(Path(sys.argv[1])), int(sys.argv[2]), time.time())
-Path(sys.argv[1]).with_name("shares.json").write_text(json.dumps(held))
+Path(sys.argv[1]).with_name("shares.json").write_text(json.dumps(shares))
 sys.exit(code)
 """
 
@@ -50,7 +52,7 @@ def train(job: Job, devices: int, until: int = 12) -> int:
 
 
 def losses(job: Job) -> list[float]:
-    return [line["loss"] for line in lines(Path(job.folder) / METRICS) if "loss" in line]
+    return [line.loss for line in read_metrics(Path(job.folder)).training]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_every_mesh_trains_the_same_curve(alone: Job, fsdp: int, tensor: int) ->
     assert all(share == 1 / (fsdp * tensor) for share in kernels.values())
 
 
-def test_a_checkpoint_moves_between_numbers_of_devices(alone: Job) -> None:
+def test_checkpoint_moves_between_numbers_of_devices(alone: Job) -> None:
     """Six steps on 8 devices, two on each of 4, 2 and 1: still the same curve."""
     moved = replace(alone, folder=alone.folder + "-moved")
     for devices, fsdp, until in ((8, 4, 6), (4, 4, 8), (2, 2, 10), (1, 1, 12)):
@@ -87,7 +89,7 @@ def test_a_checkpoint_moves_between_numbers_of_devices(alone: Job) -> None:
 @pytest.mark.parametrize(
     ("change", "message"), [({"fsdp": 3}, "does not divide the 8 devices"), ({}, "batch_size = 6 cannot")]
 )
-def test_a_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change: dict, message: str) -> None:
+def test_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change: dict, message: str) -> None:
     rows = 8 if change else 6
     job = replace(alone, folder=str(tmp_path / "job"), recipe=replace(alone.recipe, batch_size=rows), **change)
     folder = Path(job.folder)
@@ -95,8 +97,8 @@ def test_a_mesh_that_does_not_fit_is_refused(alone: Job, tmp_path: Path, change:
     job.write(folder / "job.json")
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-m", "model.training", str(folder / "job.json"), "12"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == UNUSABLE and message in done.stderr, done.stderr
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == UNUSABLE and message in ended.stderr, ended.stderr
 
 
 def together(job: Job, count: int, until: int) -> list[int]:
@@ -148,12 +150,12 @@ def test_two_processes_train_the_same_curve(alone: Job) -> None:
         read = (Path(job.folder) / f"rows{number}").read_text().splitlines()
         assert read == [f"{step} {rows}" for step in range(6)]
     assert train(replace(job, fsdp=1), 1) == DONE
-    assert [line["step"] for line in lines(Path(job.folder) / METRICS) if "loss" in line] == list(range(1, 13))
+    assert [line.step for line in read_metrics(Path(job.folder)).training] == list(range(1, 13))
     np.testing.assert_allclose(losses(job), losses(alone), atol=2e-3)
 
 
 def test_two_processes_stop_at_one_step(alone: Job) -> None:
-    """SIGTERM reaches one of them; both save the same step and leave, and the next life goes on from there."""
+    """SIGTERM reaches one of them; both leave, after a step that is saved."""
     job = replace(alone, folder=f"{alone.folder}-stop", recipe=replace(alone.recipe, steps=5000))
     stopped: list[int] = []
 

@@ -77,7 +77,7 @@ def test_muon_makes_each_layers_update_orthogonal() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_it_descends(name: str) -> None:
+def test_optimizer_descends(name: str) -> None:
     target = jax.random.normal(jax.random.key(0), (2, 16, 16))
     params = {"kernel": jnp.zeros_like(target)}
     optimizer = optimizers.build(replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05))

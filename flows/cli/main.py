@@ -1,0 +1,55 @@
+"""The command `koda`: one file below here for each of its commands, and what they share."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from model.errors import KodaError
+
+COMMANDS = {  # a command's module has `add_arguments(parser)` and `main(arguments)`, and is imported for that alone
+    "run": ("run", "Run the pipeline; a stage whose result is up to date is skipped."),
+    "import": ("import_model", "Begin a run with a LlamaForCausalLM that others trained."),
+    "status": ("status", "How far a run is."),
+    "report": ("report", "Write a run's report; with a second run, one that compares the two."),
+    "chat": ("chat", "Talk to a run's model."),
+    "plan": ("plan", "What a run will take, before any of it is paid for."),
+    "eval": ("eval", "Evaluate a model: a run's, a Hugging Face or MLX folder, or a GGUF file."),
+    "publish": ("publish", "Publish a run's exports: into its folder, or on the Hugging Face Hub."),
+    "verify": ("verify", "Is a downloaded copy what was published?"),
+    "up": ("up", "Start a Prefect server, the deployments and a worker; or those of them that are not running."),
+    "down": ("down", "End what `koda up` started; trainings save, and the next `koda up` goes on with them."),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for an error that a person can fix, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(argv[0] if argv else "").parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except KodaError as error:
+        print(f"koda: {error}".replace("\n", "\n      "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("koda: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser(chosen: str) -> argparse.ArgumentParser:
+    """The command line, with the arguments of the `chosen` command."""
+    top = argparse.ArgumentParser(
+        prog="koda", description="Train a language model from scratch, and carry it to the people who run it."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        added = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            command = import_module(f"flows.cli.{module}")
+            command.add_arguments(added)
+            added.set_defaults(command=command.main)
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The Hugging Face folder: safetensors and the files that transformers 4 and 5 both read."""
+
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tokenizers import Tokenizer
+
+from model.data import chat
+from model.data.chat import TEMPLATE
+from model.data.tokenizer import END_OF_TEXT, end_of_text
+from model.errors import KodaError
+from model.export import tensors
+from model.export.formats.format import Export, Format, Source, Variant
+from model.export.hf_config import from_hf_config, to_hf_config
+from model.export.names import from_hf, shapes, to_hf
+from model.export.runtime import Probe, TextStream
+from model.files import read_json, write_json
+from model.sampling import Sampling
+from model.stored import Stored
+
+
+def write(folder: Path, model: Stored, tokenizer_file: Path, dtype: str, shard: int = tensors.SHARD) -> None:
+    """Write a model and its tokenizer to `folder`; `dtype` is a number type or `auto`, the one it is stored in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors.write(folder, list(to_hf(model.params)), dtype, shard)
+    end = end_of_text(Tokenizer.from_file(str(tokenizer_file)))
+    stored = model.params["embedding"].dtype.name
+    write_json(folder / "config.json", to_hf_config(model.config, end, stored if dtype == "auto" else dtype))
+    write_json(
+        folder / "generation_config.json",
+        {"_from_model_config": True, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
+    )
+    write_tokenizer(folder, tokenizer_file, model.config.max_position_embeddings)
+
+
+def read(folder: Path) -> Stored:
+    """Any LlamaForCausalLM: one file or several, tied or not, float32, float16 or bfloat16, as stored.
+
+    Raises KodaError, by name, for what Koda cannot represent, and for tensors that are missing or of another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise KodaError(f"{folder} is no Hugging Face model: it has no config.json.")
+    shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    expected_shapes = shapes(shape)
+    named = {name: tensor for name, tensor in tensors.read(folder) if name in expected_shapes or _matters(name)}
+    if unknown := named.keys() - expected_shapes.keys():
+        raise KodaError(f"{folder}: {sorted(unknown)[0]} has no place in a LlamaForCausalLM as Koda computes it.")
+    for name, expected in expected_shapes.items():
+        if name not in named:
+            raise KodaError(f"{folder}: {name} is missing.")
+        if named[name].shape != expected:
+            raise KodaError(f"{folder}: {name} is {named[name].shape}, config.json has {expected}.")
+        if named[name].dtype.name not in tensors.TYPES:
+            raise KodaError(f"{folder}: {name} is {named[name].dtype}; Koda reads {', '.join(tensors.TYPES)}.")
+    return Stored(shape, from_hf(named, shape.num_hidden_layers))
+
+
+def _matters(name: str) -> bool:
+    """Old exports carry the rotary frequencies, and some a copy of a tied head; neither adds anything."""
+    return not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
+
+
+def write_tokenizer(folder: Path, tokenizer_file: Path, context: int) -> None:
+    """The tokenizer's files. Written by hand: transformers 5 names a tokenizer class that transformers 4 refuses."""
+    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "unk_token": END_OF_TEXT,
+            "additional_special_tokens": [],
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": context,
+            "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
+            "chat_template": TEMPLATE,
+        },
+    )
+    write_json(
+        folder / "special_tokens_map.json",
+        dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT),
+    )
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+class Transformers:
+    """transformers on torch, as `AutoModelForCausalLM` opens it."""
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any
+
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        with self.torch.no_grad():
+            return Probe.of(self.model(self.torch.tensor([ids])).logits[0].numpy(), ids, after, of)
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        inputs = self.torch.tensor([ids])
+        settings = {"attention_mask": self.torch.ones_like(inputs), "do_sample": False, "max_new_tokens": count}
+        return self.model.generate(inputs, **settings)[0, len(ids) :].tolist()
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, split_special_tokens=True)["input_ids"]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def ends(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else () if ends is None else (ends,))
+
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
+        from transformers import TextIteratorStreamer
+
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        settings: dict[str, Any] = {"max_new_tokens": sampling.limit, "do_sample": sampling.temperature > 0}
+        if sampling.temperature > 0:
+            self.torch.manual_seed(sampling.seed)
+            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        settings["repetition_penalty"] = sampling.repetition_penalty
+        ended: list[Any] = []  # what came out of it, or how it failed
+
+        def generate() -> None:
+            try:
+                ended.append(self.model.generate(**inputs, **settings, streamer=streamer))
+            except Exception as error:
+                ended.append(error)
+                streamer.end()  # so that nobody waits for more
+
+        worker = threading.Thread(target=generate, daemon=True)  # Ctrl-C does not wait for the rest of the answer
+        worker.start()
+        yield from streamer
+        worker.join()
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+        return int(ended[0][0, -1]) == self.tokenizer.eos_token_id
+
+
+class HuggingFace(Format):
+    name = "hf"
+    suffix = ""
+    runtime = "transformers on torch"
+    package = "torch"
+    library = "transformers"
+    variants: ClassVar = {"auto": Variant(0), "float32": Variant(32), "bfloat16": Variant(16), "float16": Variant(16)}
+    usage = """```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{where}")
+question = [{{"role": "user", "content": "{question}"}}]
+print(chat(question, max_new_tokens=100)[0]["generated_text"][-1]["content"])
+```"""
+
+    def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
+        (dtype,) = variants
+        write(out / self.name, source.model, source.tokenizer, dtype)
+        stored = source.model.params["embedding"].dtype.name if dtype == "auto" else dtype
+        yield Export(self.name, self.name, self.variants[stored].bits)
+
+    def read(self, path: Path) -> Stored:
+        return read(path)
+
+    def open(self, path: Path, context: int) -> Transformers:
+        return Transformers(path)
+
+    def exports(self, folder: Path) -> list[Path]:
+        return [folder] if (folder / "config.json").is_file() else []

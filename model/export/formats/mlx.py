@@ -1,0 +1,140 @@
+"""The MLX folders, written by mlx-lm from the Hugging Face folder, and read back.
+
+Letters in names: T time, V vocabulary.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.data import chat
+from model.export.formats.format import Export, Format, Source, Variant
+from model.export.hf_config import from_hf_config
+from model.export.names import from_hf, shapes
+from model.export.runtime import Probe, TextStream
+from model.files import read_json
+from model.sampling import Sampling
+from model.stored import Stored
+
+GROUP = 64  # weights that share a scale
+VARIANTS = {"fp16": Variant(16), "8bit": Variant(8, GROUP), "4bit": Variant(4, GROUP)}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def write(folder: Path, hf_folder: Path, label: str) -> None:
+    """Write one MLX folder (one of VARIANTS): fp16, or quantised in groups of 64."""
+    import mlx_lm  # here, because it imports transformers, which takes seconds
+
+    bits = VARIANTS[label].bits
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mlx_lm.convert(str(hf_folder), str(folder), quantize=bits < 16, q_bits=bits, q_group_size=GROUP, dtype="float16")
+    for name in TOKENIZER_FILES:  # mlx-lm writes its own, which transformers 4 refuses
+        shutil.copyfile(hf_folder / name, folder / name)
+
+
+def read(folder: Path) -> Stored:
+    """The model in an MLX folder, what is quantised as float32. Raises KodaError for what is not Koda's network."""
+    import mlx.core as mx
+
+    raw = read_json(folder / "config.json")
+    how = raw.pop("quantization", None)
+    raw.pop("quantization_config", None)
+    shape = from_hf_config(raw, str(folder / "config.json"))
+    parts: dict[str, mx.array] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        parts |= mx.load(str(path))  # type: ignore[arg-type]
+    tensors: dict[str, np.ndarray] = {}
+    for name in shapes(shape):
+        module = name.removesuffix(".weight")
+        array = parts.pop(name)
+        if f"{module}.scales" in parts:
+            scales, biases = (parts.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+            array = mx.dequantize(array, scales, biases, group_size=how["group_size"], bits=how["bits"])
+        tensors[name] = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+    return Stored(shape, from_hf(tensors, shape.num_hidden_layers))
+
+
+class MlxLm:
+    """mlx-lm, computing in float32: half precision is emulated, and very slow, on a CPU."""
+
+    def __init__(self, folder: Path):
+        import mlx.core
+        import mlx_lm
+
+        self.mx, self.lm = mlx.core, mlx_lm
+        self.model, self.tokenizer, *_ = mlx_lm.load(str(folder))
+        self.model.set_dtype(mlx.core.float32)
+
+    def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
+        logits_TV = self.model(self.mx.array([ids]))[0].astype(self.mx.float32)
+        return Probe.of(np.array(logits_TV), ids, after, of)
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        from mlx_lm.generate import generate_step
+
+        tokens: list[int] = []
+        for token, _ in generate_step(self.mx.array(ids), self.model, max_tokens=count):
+            tokens.append(int(token))
+            if tokens[-1] in self.ends():
+                break
+        return tokens
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer._tokenizer(text, split_special_tokens=True)["input_ids"]
+
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def ends(self) -> set[int]:
+        return set(self.tokenizer.eos_token_ids)
+
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
+        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+        self.mx.random.seed(sampling.seed)
+        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        penalty = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
+        reason = None
+        for piece in self.lm.stream_generate(
+            self.model,
+            self.tokenizer,
+            prompt,
+            max_tokens=sampling.limit,
+            sampler=make_sampler(sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+            logits_processors=make_logits_processors(None, penalty, 1 << 20),
+        ):
+            reason = piece.finish_reason
+            if piece.text:
+                yield piece.text
+        return reason == "stop"
+
+
+class Mlx(Format):
+    name = "mlx"
+    suffix = "-MLX"
+    runtime = "mlx-lm"
+    package = "mlx_lm"
+    library = "mlx"
+    variants = VARIANTS
+    needs = ("hf",)
+    usage = """mlx_lm, in the folder with the files: `mlx_lm.generate --model {file} --prompt '{question}'`
+
+LM Studio on a Mac opens the same folder."""
+
+    def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
+        for label in variants:
+            write(out / self.name / label, out / "hf", label)
+            yield Export(f"{self.name}/{label}", self.name, self.variants[label].bits)
+
+    def read(self, path: Path) -> Stored:
+        return read(path)
+
+    def open(self, path: Path, context: int) -> MlxLm:
+        return MlxLm(path)
+
+    def exports(self, folder: Path) -> list[Path]:
+        written = sorted(path.parent for path in folder.glob("*/config.json"))
+        return sorted(written, key=lambda path: path.name != "8bit")

@@ -1,0 +1,209 @@
+"""GGUF for llama.cpp and what is built on it, written and read by gguf-py
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, quants
+from gguf import GGMLQuantizationType as Type
+
+from model.config import LlamaConfig
+from model.errors import KodaError
+from model.export import gguf_tokenizer
+from model.export.about import About
+from model.export.names import from_hf, shapes, to_hf
+from model.files import atomic_write
+from model.stored import Stored
+
+ARCHITECTURE = "llama"
+TYPES = {
+    "F32": (Type.F32, LlamaFileType.ALL_F32),
+    "BF16": (Type.BF16, LlamaFileType.MOSTLY_BF16),
+    "F16": (Type.F16, LlamaFileType.MOSTLY_F16),
+    "Q8_0": (Type.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: About) -> None:
+    """Write one GGUF file of this kind (one of TYPES), a tensor at a time."""
+    with atomic_write(path, "wb") as beside:
+        writer = GGUFWriter(beside.name, ARCHITECTURE)
+        _add_about(writer, about)
+        writer.add_file_type(TYPES[kind][1])
+        if kind.startswith("Q"):
+            writer.add_quantization_version(GGML_QUANT_VERSION)  # which the format requires
+        _add_shape(writer, model.config)
+        gguf_tokenizer.add(writer, tokenizer_file, model.config.vocab_size)
+        tensors = list(to_hf(model.params))
+        types = {name: TYPES[kind][0] if tensor.ndim > 1 else Type.F32 for name, tensor in tensors}
+        for name, tensor in tensors:
+            stored = quants.quant_shape_to_byte_shape(tensor.shape, types[name])
+            size = int(np.prod(stored))
+            writer.add_tensor_info(gguf_name(name), stored, np.dtype(np.uint8), size, raw_dtype=types[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors:
+            rows = np.ascontiguousarray(_turned(name, tensor, model.config, interleave), np.float32)
+            writer.write_tensor_data(quants.quantize(rows, types[name]))
+        writer.close()
+
+
+def read(path: Path) -> Stored:
+    """The model in a GGUF file, what is quantised as float32. Raises KodaError for what is not Koda's network."""
+    return stored(opened(path), path)
+
+
+def stored(reader: GGUFReader, path: Path) -> Stored:
+    """The same of a file that is open already: with a large vocabulary, opening one takes seconds."""
+    shape = read_shape(reader, path)
+    names = {gguf_name(name): name for name in shapes(shape)}
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in reader.tensors:
+        if tensor.name not in names:
+            raise KodaError(f"{path}: {tensor.name} has no place in a Llama as Koda computes it.")
+        name = names[tensor.name]
+        plain = tensor.tensor_type in (Type.F32, Type.F16)
+        rows = tensor.data if plain else quants.dequantize(tensor.data, tensor.tensor_type)
+        tensors[name] = _turned(name, np.asarray(rows), shape, halves)
+    for name, expected in shapes(shape).items():
+        if name not in tensors or tensors[name].shape != expected:
+            actual = tensors[name].shape if name in tensors else "missing"
+            raise KodaError(f"{path}: {gguf_name(name)} is {actual}; of this shape it would be {expected}.")
+    return Stored(shape, from_hf(tensors, shape.num_hidden_layers))
+
+
+def opened(path: Path) -> GGUFReader:
+    """The file, for reading. Raises KodaError for one that is no GGUF of a Llama."""
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise KodaError(f"{path} cannot be read as GGUF: {error}") from None
+    if (kind := value(reader, "general.architecture")) != ARCHITECTURE:
+        raise KodaError(f"{path}: the model's architecture is {kind!r}; Koda reads {ARCHITECTURE!r}.")
+    return reader
+
+
+def value(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """A field of the file's metadata."""
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+def _add_about(writer: GGUFWriter, about: About) -> None:
+    writer.add_name(about.name)
+    for text, add in (
+        (about.author, writer.add_author),
+        (about.license, writer.add_license),
+        (about.url, writer.add_url),
+    ):
+        if text:
+            add(text)
+    if about.datasets:
+        writer.add_dataset_count(len(about.datasets))
+        for number, name in enumerate(about.datasets):
+            writer.add_dataset_name(number, name)
+
+
+def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
+    writer.add_vocab_size(shape.vocab_size)
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)  # llama.cpp silently takes 10000 without it
+    if shape.rope_scaling != "none":
+        writer.add_rope_scaling_type(RopeScalingType(shape.rope_scaling))
+        writer.add_rope_scaling_factor(shape.rope_factor)
+        writer.add_rope_scaling_orig_ctx_len(shape.rope_original_context)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+
+
+def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
+    """The shape that a file's metadata describes. Missing numbers are those that llama.cpp assumes."""
+
+    def of(key: str, default: Any = None) -> Any:
+        number = value(reader, f"{ARCHITECTURE}.{key}", default)
+        if number is None:
+            raise KodaError(f"{path}: the metadata has no {ARCHITECTURE}.{key}.")
+        return number
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if gguf_name("model.embed_tokens.weight") not in tensors:
+        raise KodaError(f"{path}: {gguf_name('model.embed_tokens.weight')} is missing.")
+    scaling = of("rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "yarn"):
+        raise KodaError(f"{path}: rope scaling of kind {scaling!r} is not known to Koda.")
+    shape = LlamaConfig(
+        vocab_size=int(tensors[gguf_name("model.embed_tokens.weight")].shape[1]),
+        hidden_size=of("embedding_length"),
+        num_hidden_layers=of("block_count"),
+        num_attention_heads=of("attention.head_count"),
+        num_key_value_heads=of("attention.head_count_kv", of("attention.head_count")),
+        intermediate_size=of("feed_forward_length"),
+        max_position_embeddings=of("context_length"),
+        rope_theta=_float(of("rope.freq_base", 10000.0)),
+        rope_scaling=scaling,
+        rope_factor=_float(of("rope.scaling.factor", 1.0)),
+        rope_original_context=of("rope.scaling.original_context_length", 0),
+        rms_norm_eps=_float(of("attention.layer_norm_rms_epsilon")),
+        tie_word_embeddings=gguf_name("lm_head.weight") not in tensors,
+    )
+    if (size := of("attention.key_length", shape.head_dim)) != shape.head_dim:
+        raise KodaError(f"{path}: heads of size {size} are not in Koda's network, where they are {shape.head_dim}.")
+    return shape
+
+
+def _float(number: float) -> float:
+    """The shortest number that float32 rounds to `number`: 1e-5, and not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
+def _turned(name: str, rows: np.ndarray, shape: LlamaConfig, turn: Any) -> np.ndarray:
+    """The rows of queries and keys in the order that `turn` puts them in; any other tensor as it is."""
+    if name.endswith("q_proj.weight"):
+        return turn(rows, shape.num_attention_heads)
+    if name.endswith("k_proj.weight"):
+        return turn(rows, shape.num_key_value_heads)
+    return rows
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rotary pairs from (i, i + A/2), transformers' order, to (2i, 2i + 1), llama.cpp's; `[outputs, inputs]`."""
+    outputs, inputs = rows.shape
+    return rows.reshape(heads, 2, outputs // heads // 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+
+
+def halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleave`."""
+    outputs, inputs = rows.shape
+    return rows.reshape(heads, outputs // heads // 2, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+
+
+def gguf_name(hf_name: str) -> str:
+    """`model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`."""
+    module = hf_name.removesuffix(".weight")
+    if module.startswith("model.layers."):
+        number, inner = module.removeprefix("model.layers.").split(".", 1)
+        return f"blk.{number}.{NAMES[inner]}.weight"
+    return f"{NAMES[module]}.weight"

@@ -1,0 +1,62 @@
+"""One training in several processes, on one host or many: who writes, and what all must decide alike.
+
+Each process of a training runs `python -m model.training` with the same job. JAX joins them (`jax.distributed`) where
+the environment has JAX_COORDINATOR_ADDRESS=host:port; how many they are, and which one this is, it knows from Slurm,
+Open MPI or Kubernetes, or else from JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from model.errors import KodaError
+
+ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def initialize() -> None:
+    """Join the training's other processes, where there are any. Raises KodaError where they cannot be reached."""
+    if ADDRESS not in os.environ:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    numbers = {name: int(os.environ[name]) if name in os.environ else None for name in (COUNT, NUMBER)}
+    try:
+        jax.distributed.initialize(num_processes=numbers[COUNT], process_id=numbers[NUMBER])
+    except (RuntimeError, ValueError) as error:
+        raise KodaError(
+            f"could not join the other processes of this training at {ADDRESS} = {os.environ[ADDRESS]} "
+            f"({str(error).splitlines()[0]}); {COUNT} and {NUMBER} set how many there are and which this one is."
+        ) from error
+
+
+def is_single() -> bool:
+    return jax.process_count() == 1
+
+
+def is_writer() -> bool:
+    """Is this the process that writes checkpoints, metrics and events?"""
+    return jax.process_index() == 0
+
+
+def broadcast_from_writer(value: int) -> int:
+    """What the writing process thinks, for all of them: a clock or a disk must not part their ways."""
+    return value if is_single() else int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def should_stop(step: int, requested: bool) -> bool:
+    """Should this step be the last one? Several processes stop at one step, whichever of them got the SIGTERM."""
+    return requested if is_single() else multihost_utils.reached_preemption_sync_point(step)
+
+
+def gather_to_host(leaf: Any) -> np.ndarray:
+    """A copy of an array in this process's memory, also where its parts lie with other processes.
+
+    On a CPU an array's memory is the very memory that the next step, with donated buffers, writes over. From a GPU it
+    comes as a copy, which the array itself keeps: another copy would keep the whole state in memory twice.
+    """
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return np.array(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.array(leaf) if jax.default_backend() == "cpu" else np.asarray(leaf)

@@ -1,0 +1,82 @@
+"""What a run has written down so far, for those who report it: finished stages, metrics, hardware."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from model.files import read_json
+from model.training.goodput import DOWN, goodput
+from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
+from tasks.runs.paths import STAGES
+from tasks.runs.record import RECORD, read_figures
+from tasks.runs.run import flat
+
+TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
+MADE_OF = ("tokenizer.json", "train/", "heldout/")  # of what tokenize made: the files that decide what is learned
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run's folder, read and never written. A stage that is not finished has no record, and no figures."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """stage.json of each finished stage."""
+        paths = {stage: self.folder / stage / RECORD for stage in STAGES}
+        return {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+
+    def figures(self, kind: type[Kind]) -> Kind | None:
+        """The figures of the stage whose figures are of this `kind`."""
+        return read_figures(self.folder, kind)
+
+    @property
+    def configuration(self) -> str:
+        return (self.folder / "run.toml").read_text(encoding="utf-8")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """`{"pretrain.steps": 7, …}`"""
+        return flat(tomllib.loads(self.configuration))
+
+    def metrics(self, stage: str) -> Metrics:
+        return read_metrics(self.folder / stage)
+
+    def events(self, stage: str) -> list[EventRecord]:
+        return read_events(self.folder / stage)
+
+    def read(self, path: str) -> Any:
+        """A JSON file of the run; None where it does not exist."""
+        return read_json(self.folder / path) if (self.folder / path).is_file() else None
+
+    def corpus(self) -> dict[str, str]:
+        """The hashes of the tokenizer and of the shards, by file."""
+        outputs = self.records.get("tokenize", {}).get("outputs", {})
+        return {path: facts["sha256"] for path, facts in outputs.items() if path.startswith(MADE_OF)}
+
+    def speeds(self, stage: str) -> list[tuple[int, float]]:
+        """Tokens per second up to each step that was logged, saves and evaluations between included."""
+        starts = [e.time for e in self.events(stage) if e.event in (Event.START, Event.RESUME)]
+        return [
+            (b.step, (b.tokens - a.tokens) / (b.time - a.time))
+            for a, b in pairwise(self.metrics(stage).training)
+            if b.time > a.time and not any(a.time < time <= b.time for time in starts)
+        ]
+
+    def devices(self, stage: str) -> tuple[int, str] | None:
+        """How many devices of which kind a training last ran on; None for one that logged none."""
+        logged = [e.details for e in self.events(stage) if "devices" in e.details]
+        return (logged[-1]["devices"], logged[-1]["device"]) if logged else None
+
+    def hours_up(self, stage: str) -> float:
+        """Hours that a training's processes ran, over all their attempts."""
+        return sum(seconds for part, seconds in goodput(self.folder / stage).items() if part != DOWN) / 3600

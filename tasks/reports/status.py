@@ -1,0 +1,80 @@
+"""How far a run is, read from its folder alone."""
+
+import contextlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from model.export.formats import FORMATS
+from model.figures import EvaluateFigures, PublishFigures
+from model.files import is_locked, read_json
+from model.training.goodput import goodput, shares
+from model.training.heartbeat import Heartbeat
+from model.training.records import read_events, read_metrics, remaining_seconds, restarts
+from tasks.progress import clock
+from tasks.runs.paths import STAGES, existing, folder_of
+from tasks.runs.record import RECORD, read_figures
+
+
+def status(name: str) -> dict[str, Any]:
+    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run."""
+    folder = existing(name)
+    config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    working = is_locked(folder / ".lock")
+    stages = {stage: _stage(folder, stage, working) for stage in STAGES}
+    training = folder / "pretrain"
+    beat, steps = Heartbeat.read(training), config["pretrain"]["steps"]
+    step = steps if stages["pretrain"]["state"] == "done" else beat["step"] if beat else 0
+    return {
+        "name": name,
+        "preset": config["preset"],
+        "stages": list(stages.values()),
+        "step": step,
+        "steps": steps,
+        "restarts": len(restarts(read_events(training))),
+        "eta_seconds": remaining_seconds(read_metrics(training), step, steps) if working else None,
+        "goodput": {part: round(share, 2) for part, share in shares(goodput(training)).items()},
+    }
+
+
+def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        record = read_json(folder / stage / RECORD)
+    started = (folder / stage).exists() or (folder / f".{stage}.building").exists()
+    state = "done" if record else ("running" if working else "interrupted") if started else "waiting"
+    return {"stage": stage, "state": state, "seconds": record.get("seconds"), "figures": record.get("figures", {})}
+
+
+def as_lines(state: dict[str, Any]) -> list[str]:
+    """The status as a person reads it."""
+    head = f"{state['name']} (preset {state['preset']}) · step {state['step']:,} of {state['steps']:,}"
+    if state["restarts"]:
+        head += f" · {state['restarts']} restarts"
+    if state["eta_seconds"]:
+        head += f" · {clock(state['eta_seconds'])} left in pretraining"
+    rows = []
+    for stage in state["stages"]:
+        took = clock(stage["seconds"]) if stage["seconds"] is not None else ""
+        numbers = [f"{k} {v}" for k, v in stage["figures"].items() if isinstance(v, int | float) and v is not True]
+        rows.append(f"  {stage['stage']:<10} {stage['state']:<11} {took:>7}  {' · '.join(numbers[:5])}")
+    if spent := [f"{part} {share:.1f} %" for part, share in state["goodput"].items() if share >= 0.05]:
+        rows.append(f"  pretraining's time: {' · '.join(spent)}")
+    return [head, *rows]
+
+
+def closing_lines(name: str) -> list[str]:
+    """What a finished run has made and where it lies; for a run that ended earlier, how far it is."""
+    folder = folder_of(name)
+    scores, published = read_figures(folder, EvaluateFigures), read_figures(folder, PublishFigures)
+    if scores is None or published is None or not all((folder / stage / RECORD).is_file() for stage in STAGES):
+        return ["", *as_lines(status(name))]
+    return [
+        "",
+        f"{name}: {scores.bits_per_byte:.3f} bits per byte on held-out text, {scores.ratio_to_xz:.2f} × xz -9; "
+        f"{scores.tasks_above_chance} of {len(scores.tasks)} tasks above chance",
+        f"  report     {folder / 'report.html'}",
+        *(f"  {format_:<10} {path}" for format_ in FORMATS if (path := folder / "convert" / format_).is_dir()),
+        f"  published  {published.where}",
+        f"  talk to it koda chat {name}      (.venv/bin/koda, where it is not on your PATH)",
+    ]

@@ -1,0 +1,275 @@
+"""Training under supervision: the same for pretraining, fine-tuning and the longer context."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prefect import task
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from model.config import Compute, LlamaConfig
+from model.errors import KodaError
+from model.figures import TrainingFigures
+from model.ports import free_port
+from model.training.heartbeat import Heartbeat
+from model.training.job import Job, LoraRecipe, Recipe
+from model.training.records import (
+    CHECKPOINTS,
+    EVENTS,
+    Event,
+    EventRecord,
+    log_event,
+    read_events,
+    read_metrics,
+    restarts,
+    shown,
+)
+from tasks import retries
+from tasks.devices import gpus
+from tasks.progress import Watch, log_line, progress
+from tasks.reports import training_page
+from tasks.runs.attempts import Attempts
+from tasks.section import OPERATIONAL, Section
+from tasks.supervise import ProcessFailed, supervise
+
+REFUSED_FOR = 60.0  # seconds that other machines may still need to begin, after one that refused to train
+
+
+class TrainSection(Section):
+    """The settings that every training has."""
+
+    batch_size: PositiveInt = 8
+    """Rows in a step."""
+    learning_rate: PositiveFloat = 4e-3
+    """Peak learning rate, for all weights; Muon's updates are scaled to AdamW's size."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the layers' matrices with AdamW for the rest, or AdamW for everything."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Warm-up, plateau and linear decay to zero; or warm-up and a cosine down to a tenth."""
+    warmup_steps: NonNegativeInt = 50
+    """Steps over which the rate rises to its peak."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Share of the steps, at the end, over which `wsd` falls to zero."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decay of the layers' matrices; norms, embeddings and the head never decay."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Parts that a step's rows go through the network in, one after another: the same step in less memory."""
+    clip_norm: PositiveFloat = 1.0
+    """A gradient whose norm is larger is scaled down to it."""
+    seed: NonNegativeInt = 0
+    """Decides the first weights and the order of the rows."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights and optimizer are float32 either way. bfloat16 on GPUs."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
+    scan: bool = False
+    """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
+    fsdp: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
+    tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that each matrix product is split over; needs a fast link between them."""
+    processes: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 1
+    """Processes of this machine that train together, each with its share of the GPUs; where one dies, all go on from
+    the last save. One is enough for any number of GPUs; more are what several machines would be. 0: other machines
+    train; the run writes their job.json, waits for them and shows their progress."""
+    save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
+    """A permanent save each so many steps."""
+    save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
+    """A temporary save by the clock; it replaces the one before it. What a crash can cost at most."""
+    keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
+    """How many permanent saves are kept; the newest good one always is."""
+    verify_every_saves: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 4
+    """Each so many-th save is read back before it counts."""
+    full_disk_minutes: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 60
+    """How long training goes on while its saves find no room on the disk; it tries again every half minute."""
+    hang_seconds: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 120
+    """Without a heartbeat for so long, and for ten of its slowest steps, a training counts as hung and is restarted."""
+    log_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 10
+    """A line in metrics.jsonl each so many steps."""
+    evaluate_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 250
+    """A measurement of the held-out loss each so many steps."""
+    spike_deviations: NonNegativeFloat = 0.0
+    """A loss so many standard deviations above the mean of the last 128 counts as bad, and five bad steps in a row go
+    back to the last checkpoint and step over that data. 0: only numbers that are not finite are bad."""
+    evaluate_rows: PositiveInt = 128
+    """Held-out rows in that measurement."""
+
+    def compute(self) -> Compute:
+        return Compute(dtype=self.dtype, remat=self.remat, scan=self.scan)
+
+    def recipe(self) -> Recipe:
+        known = {"z_loss": 0.0, "isolate_documents": False, **self.model_dump()}
+        return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
+
+    def job(
+        self,
+        model: LlamaConfig,
+        *,
+        folder: str,
+        train: str,
+        heldout: str,
+        end_of_text: int,
+        init: str | None = None,
+        lora: LoraRecipe | None = None,
+    ) -> Job:
+        """A training of this shape by these settings, in rows of the model's whole context."""
+        return Job(
+            folder=folder,
+            train=train,
+            heldout=heldout,
+            sequence_length=model.max_position_embeddings,
+            end_of_text=end_of_text,
+            model=model,
+            compute=self.compute(),
+            recipe=self.recipe(),
+            init=init,
+            lora=lora,
+            fsdp=self.fsdp,
+            tensor=self.tensor,
+        )
+
+
+def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) -> TrainingFigures:
+    """Train to each of `ends` in turn, each a Prefect task run that restarts after a crash; returns the figures."""
+    folder = Path(job.folder)
+    job_file = folder / "job.json"
+    replace(job, cache=str(folder.parent / ".compiled")).write(job_file)  # a restart finds its step compiled
+    began = 0
+    for number, end in enumerate(ends, 1):
+        if end < ends[-1] and end <= newest_step(folder):
+            began = end
+            continue
+        segment.with_options(
+            name=label,
+            task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
+        )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes)
+        began = end
+    metrics = read_metrics(folder)
+    return TrainingFigures(
+        steps=job.recipe.steps,
+        tokens=job.recipe.steps * job.recipe.batch_size * job.sequence_length,
+        loss=round(metrics.training[-1].loss, 4) if metrics.training else None,
+        heldout_loss=round(metrics.heldout[-1].heldout_loss, 4) if metrics.heldout else None,
+        restarts=len(restarts(read_events(folder))),
+    )
+
+
+@task(**retries.SEGMENT)
+def segment(
+    label: str, job_file: str, folder: str, ends: list[int], number: int, hang_seconds: float, processes: int
+) -> None:
+    """One supervised attempt at the training, to the end of segment `number`, counted from 1. A crash fails the task,
+    and Prefect retries it. With `processes` = 0 other machines train, and the task waits for them."""
+    where, end = Path(folder), ends[number - 1]
+    if processes:
+        begin_attempt(where)
+    with progress(label, end) as watch, training_page.page(where, label, ends):
+        echo = EventEcho(where, label)
+
+        def tick() -> None:
+            echo.print_new()
+            _show(where, watch)
+
+        try:
+            if not processes:
+                return _await_others(label, job_file, where, end, tick)
+            supervise(
+                [sys.executable, "-m", "model.training", job_file, str(end)],
+                where / "training.log",
+                folder=where,
+                hang_seconds=hang_seconds,
+                peers=peers(processes),
+                tick=tick,
+            )
+        except ProcessFailed as failure:
+            log_event(where, Event.CRASH, newest_step(where), cause=failure.how)
+            raise
+        finally:
+            echo.print_new()
+
+
+def begin_attempt(folder: Path) -> None:
+    """Count the attempt. Raises KodaError where too many died at the same step."""
+    committed = newest_step(folder)
+    give_up = (
+        f"training died {{died}} times at step {committed} without getting further; {folder / EVENTS} and the end of "
+        f"{folder / 'training.log'} have the causes. The last good checkpoint is kept; the same command tries again. "
+        "Where numbers were not finite, a smaller learning_rate helps."
+    )
+    Attempts(folder / EVENTS).begin(committed, give_up, step=committed)
+
+
+def _await_others(label: str, job_file: str, folder: Path, end: int, tick: Callable[[], None]) -> None:
+    """Wait until other machines have committed step `end`. Whatever started them there restarts them.
+
+    Raises KodaError where one refused to train, and none has started.
+    """
+    before, refused_before, since = Heartbeat.read(folder), len(_refusals(folder)), 0.0
+    if newest_step(folder) < end:
+        log_line(f"{label:<10} waits for other machines: `python -m model.training {job_file}` on each of them")
+    while newest_step(folder) < end:
+        time.sleep(1)
+        tick()
+        if Heartbeat.read(folder) == before and (refusals := _refusals(folder)[refused_before:]):
+            since = since or time.monotonic()
+            if time.monotonic() - since > REFUSED_FOR:
+                raise KodaError(f"another machine refused to train: {refusals[-1].cause}")
+
+
+def _refusals(folder: Path) -> list[EventRecord]:
+    return [record for record in read_events(folder) if record.event is Event.REFUSED]
+
+
+def peers(count: int) -> list[dict[str, str]]:
+    """The environment of each of so many processes, by which JAX joins them; GPUs are shared out in order.
+
+    Raises KodaError where the GPUs cannot be shared out evenly.
+    """
+    if count == 1:
+        return [{}]
+    devices = list(gpus())
+    if len(devices) % count:
+        raise KodaError(f"processes = {count}: {len(devices)} GPUs cannot be shared out evenly among them.")
+    share = len(devices) // count
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+        | ({"CUDA_VISIBLE_DEVICES": ",".join(devices[number * share : (number + 1) * share])} if share else {})
+        for number in range(count)
+    ]
+
+
+class EventEcho:
+    """Prints the events of a training to the run's log, as they are logged."""
+
+    def __init__(self, folder: Path, label: str):
+        self.folder, self.label = folder, label
+        self.printed = len(read_events(folder))
+
+    def print_new(self) -> None:
+        """Print what was logged since the last time."""
+        events = read_events(self.folder)
+        # The order decides whether a resume was planned, so that all are looked at.
+        fresh = {id(record) for record in events[self.printed :]}
+        self.printed = len(events)
+        for record in shown(events):
+            if id(record) in fresh:
+                cause = f": {record.cause}" if record.cause else ""
+                log_line(f"{self.label:<10} {record.event} at step {record.step:,}{cause}")
+
+
+def newest_step(folder: Path) -> int:
+    """The newest committed step, 0 where there is none."""
+    steps = [int(p.parent.name) for p in (folder / CHECKPOINTS).glob("*/COMMIT.json") if p.parent.name.isdigit()]
+    return max(steps, default=0)
+
+
+def _show(folder: Path, watch: Watch) -> None:
+    beat = Heartbeat.read(folder)
+    if beat is None or time.time() - beat["time"] > 60:
+        return
+    note = f"loss {beat['loss']:.3f}" if beat["loss"] else beat["phase"]
+    watch(beat["step"], f"step {beat['step']:,} · {note}")

@@ -1,0 +1,82 @@
+"""What settings accept is what the code behind them knows."""
+
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+
+from model.config import Compute
+from model.errors import KodaError
+from model.training import optimizer as optimizers
+from model.training.job import Job, Recipe
+from tasks.extend import Extend
+from tasks.pretrain import Pretrain
+from tasks.sft import Sft
+from tasks.training import TrainSection
+from tests.model.training.test_optimizer import RECIPE
+
+TRAININGS: tuple[type[TrainSection], ...] = (Pretrain, Sft, Extend)
+
+
+def names(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "table"), [("optimizer", optimizers.OPTIMIZERS), ("schedule", optimizers.SCHEDULES)]
+)
+def test_choices_of_a_setting_are_those_of_its_table(setting: str, table: dict[str, Any]) -> None:
+    for section in (TrainSection, *TRAININGS):
+        assert set(get_args(section.model_fields[setting].annotation)) == table.keys()
+
+
+@pytest.mark.parametrize("setting", ["optimizer", "schedule"])
+def test_unknown_name_is_refused_and_not_trained_by_another(setting: str) -> None:
+    with pytest.raises(KodaError, match=f"{setting} = 'other'") as refused:
+        optimizers.build(replace(RECIPE, **{setting: "other"}))
+    table = optimizers.OPTIMIZERS if setting == "optimizer" else optimizers.SCHEDULES
+    assert all(name in str(refused.value) for name in table)
+
+
+def test_every_optimizer_and_schedule_can_be_built() -> None:
+    for optimizer in optimizers.OPTIMIZERS:
+        for schedule in optimizers.SCHEDULES:
+            optimizers.build(replace(RECIPE, optimizer=optimizer, schedule=schedule))
+
+
+def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_elsewhere() -> None:
+    settings = set(Pretrain.model_fields)
+    assert names(Recipe) <= settings
+    # What the step computes in, where it is computed, and how its processes are supervised.
+    elsewhere = {"dtype", "remat", "scan"}, {"fsdp", "tensor"}, {"segments", "processes", "hang_seconds"}
+    assert elsewhere[0] == names(Compute) and elsewhere[1] <= names(Job)
+    assert settings - names(Recipe) == set.union(*elsewhere)
+
+
+def test_recipe_has_the_values_of_the_settings() -> None:
+    """Each set to a value that is not its default."""
+    changed: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "decay_fraction": 0.123}
+    for name, field in Pretrain.model_fields.items():
+        if isinstance(field.default, bool):
+            changed[name] = not field.default
+        elif isinstance(field.default, int | float) and name not in changed:
+            changed[name] = field.default + 1
+    recipe = Pretrain(**changed).recipe()
+    assert all(getattr(recipe, name) == changed[name] != Pretrain.model_fields[name].default for name in names(Recipe))
+
+
+@pytest.mark.parametrize("section", [Sft, Extend])
+def test_shorter_trainings_lack_what_is_for_pretraining_alone(section: type[TrainSection]) -> None:
+    assert names(Recipe) - section.model_fields.keys() == {"z_loss", "isolate_documents"}
+    recipe = section(steps=1).recipe()
+    assert recipe.z_loss == 0 and recipe.isolate_documents is False
+    assert (recipe.steps, recipe.learning_rate) == (1, section().learning_rate)
+
+
+def test_compute_has_the_values_of_the_settings() -> None:
+    assert Pretrain(dtype="bfloat16", remat="dots", scan=True).compute() == Compute(
+        dtype="bfloat16", remat="dots", scan=True
+    )
+    for field in fields(Compute):
+        choices = get_args(Compute.__annotations__[field.name])
+        assert set(get_args(TrainSection.model_fields[field.name].annotation)) == set(choices)
