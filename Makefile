@@ -19,10 +19,10 @@ run: $(VENV)/.installed
 
 PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed
-	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos"
+	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench"
 
-test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
-	@$(PYTEST) -m "up or browser or postgresql or chaos"
+test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, what is killed, and the benches
+	@$(PYTEST) -m "up or browser or postgresql or chaos or bench"
 
 # The newest Python of this machine that is newer than the usual one, also where only pyenv knows of it.
 test-other-python:  ## what computes, on it: the lock resolves other versions of JAX there

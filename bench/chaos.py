@@ -29,7 +29,8 @@ from table import Spread, options, parse, show
 SAVE_EVERY = 100
 SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
-SETTINGS = SMALL_TRAINING | {"pretrain.save_every_steps": str(SAVE_EVERY), "pretrain.segments": "20"}
+SEGMENTS, SHORTEST = 20, 640  # task runs that the training is cut into, at most, and steps of one, at least
+SETTINGS = SMALL_TRAINING | {"pretrain.save_every_steps": str(SAVE_EVERY)}
 
 
 def main() -> int:
@@ -125,7 +126,9 @@ class Training(Sandbox):
         from flows.config import parsed
 
         self.koda("up")
-        settings = json.dumps(parsed({**SETTINGS, "pretrain.steps": str(self.steps)}))
+        segments = min(SEGMENTS, -(-self.steps // SHORTEST))
+        changes = {"pretrain.steps": str(self.steps), "pretrain.segments": str(segments)}
+        settings = json.dumps(parsed(SETTINGS | changes))
         parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
         self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
         if not self.wait(lambda: self.beat()["step"] > 0, "the first step"):

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
@@ -57,7 +58,11 @@ def options(description: str | None, *, rounds: int = 0, run: str = "") -> argpa
 
 
 def parse(parser: argparse.ArgumentParser, **smallest: Any) -> argparse.Namespace:
-    """Read the command line. `smallest`: the defaults of the smoke form."""
+    """Read the command line. `smallest`: the defaults of the smoke form.
+
+    From here on SIGTERM ends the bench as Ctrl-C does, so that it ends what it started.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if "--smoke" in sys.argv:
         parser.set_defaults(**smallest)
     return parser.parse_args()

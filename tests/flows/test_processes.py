@@ -84,7 +84,7 @@ def test_machine_that_refuses_to_train_ends_the_wait_for_it(
         if len(ticks) == 6:
             raise TimeoutError
 
-    with pytest.raises(TimeoutError if trains else KodaError, match=None if trains else "refused to: fsdp = 2"):
+    with pytest.raises(TimeoutError if trains else KodaError, match=None if trains else "refused to train: fsdp = 2"):
         _await_others("pretrain", "job.json", tmp_path, 10, tick)
 
 

@@ -349,6 +349,11 @@ def test_dry_run_prints_what_publishing_then_changes(
             if place == PLACES["mlx"] and turn:
                 assert not changed  # an export that the run no longer writes stays there, and is not mentioned
                 continue
+            counts = [[*changed.values()].count(sign) for sign in "+~-"]
+            size, same = sum(len(new.get(path, b"")) for path in changed), len(new.keys() & old.keys()) - counts[1]
+            (summary,) = (line for line in printed if line.startswith(f"{place}: "))
+            figures = re.findall(r"\d[\d,]*", summary.removeprefix(place))
+            assert figures == [f"{figure:,}" for figure in (*counts, size, same)]
             signs = dict.fromkeys(new, "=") | changed
             changes = [Change(sign, path, len(new.get(path, b""))) for path, sign in signs.items()]
             expected += change_lines(place, changes)

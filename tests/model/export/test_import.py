@@ -91,17 +91,17 @@ def change(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention_bias": True}, "attention_bias = True is not in Koda's network"),
+        ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not in Koda's network, which has hidden_act = 'silu'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling of kind 'llama3' is not known"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling of kind 'dynamic' is not known"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast = 16 is not known"),
-        ({"head_dim": 32}, "head_dim = 32 is not in Koda's network"),
-        ({"model_type": "mistral"}, "the model is mistral/LlamaForCausalLM; Koda reads LlamaForCausalLM"),
+        ({"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*'silu'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling.*'llama3'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling.*'dynamic'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast = 16"),
+        ({"head_dim": 32}, "head_dim = 32"),
+        ({"model_type": "mistral"}, "mistral.*Koda reads LlamaForCausalLM"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight is missing"),
-        ({"intermediate_size": 64}, r"gate_proj\.weight is \(128, 64\), config.json says \(64, 64\)"),
+        ({"intermediate_size": 64}, r"gate_proj\.weight.* \(128, 64\).* \(64, 64\)"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ has no place"),
     ],
 )
@@ -164,7 +164,7 @@ def test_adopted_model_is_promoted_without_a_second_copy(
 
 def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
     save_random(tmp_path, vocab_size=500)
-    with pytest.raises(KodaError, match="its tokenizer has 512 entries, its embedding 500 rows"):
+    with pytest.raises(KodaError, match=r"512 .* 500 rows"):
         adopt.adopt(str(tmp_path), str(tokenizer_file), str(tmp_path / "weights"))
 
 
