@@ -48,6 +48,16 @@ SHAPE = LlamaConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def prefect_environment() -> Iterator[None]:
+    """A command that a test calls in this process sets what Prefect reads; later tests do not see it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("PREFECT")}
+    yield
+    for name in [name for name in os.environ if name.startswith("PREFECT")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def shape() -> LlamaConfig:
     return SHAPE

@@ -20,8 +20,10 @@ from model.errors import KodaError
 from model.parent import die_with_parent
 from model.ports import LOOPBACK, free_port
 
-PORT = "KODA_EMBEDDED_PORT"  # in the environment once a port is reserved
 PATIENCE = 120.0  # seconds; a fresh database takes up to 30
+
+
+_port: int | None = None  # of the embedded server, once this process is to have one
 
 
 def prepare_environment() -> None:
@@ -29,23 +31,25 @@ def prepare_environment() -> None:
 
     Must come before Prefect is imported, which reads the address then.
     """
+    global _port
+    _port = None
     set_environment(quiet=True)
     profiles = Path(os.environ["PREFECT_HOME"]) / "profiles.toml"
     configured = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8")
     if "PREFECT_API_URL" in os.environ or configured:
         return
-    os.environ[PORT] = str(free_port())
-    os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{os.environ[PORT]}/api"
+    _port = free_port()
+    os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{_port}/api"
 
 
 @contextmanager
 def embedded_server() -> Iterator[None]:
     """A server for the block, where `prepare_environment` reserved one. Raises KodaError where it does not start."""
-    if PORT not in os.environ:
+    if _port is None:
         yield
         return
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.server.embedded", os.environ[PORT], str(os.getpid())],
+        [sys.executable, "-m", "flows.server.embedded", str(_port), str(os.getpid())],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
         start_new_session=True,  # Ctrl-C is for the run, which then reports its end
     )
