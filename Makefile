@@ -1,4 +1,4 @@
-# make run · make test · make test-system · make test-other-python · make lint · make lock
+# make run · make test · make test-system · make test-bench · make test-other-python · make lint · make lock
 PYTHON ?= python3
 VENV := .venv
 KODA := $(VENV)/bin/koda
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	  --group verify --group test --group lint
 	@touch $@
 
-.PHONY: run test test-system test-other-python lint lock
+.PHONY: run test test-system test-bench test-other-python lint lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
@@ -21,8 +21,11 @@ PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reo
 test: $(VENV)/.installed
 	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench"
 
-test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, what is killed, and the benches
-	@$(PYTEST) -m "up or browser or postgresql or chaos or bench"
+test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
+	@$(PYTEST) -m "(up or browser or postgresql or chaos) and not bench"
+
+test-bench: $(VENV)/.installed  ## every bench in its smallest form
+	@$(PYTEST) -m bench
 
 # The newest Python of this machine that is newer than the usual one, also where only pyenv knows of it.
 test-other-python:  ## what computes, on it: the lock resolves other versions of JAX there

@@ -88,7 +88,7 @@ def test_regression_fails_the_night_with_the_table_and_is_in_the_history(small: 
     assert one_night(small) == [] and len(history(small)) == 1  # nothing new
     disturb(small, 0.3, 0)
     with pytest.raises(
-        KodaError, match=r"worse than it was.*\n +bits per byte +\d\.\d+ → \d\.\d+ +p = .* than the last"
+        KodaError, match=r"significantly worse than before.*\n +bits per byte +\d\.\d+ → \d\.\d+ +p = .* than the last"
     ):
         one_night(small)
     disturb(small, 0.01, 1)
