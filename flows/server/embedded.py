@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flows.environment import set_environment
 from model.errors import KodaError
@@ -23,7 +24,7 @@ from model.ports import LOOPBACK, free_port
 PATIENCE = 120.0  # seconds; a fresh database takes up to 30
 
 
-_port: int | None = None  # of the embedded server, once this process is to have one
+_reserved: str | None = None  # the address of the embedded server, once this process is to have one
 
 
 def prepare_environment() -> None:
@@ -31,40 +32,38 @@ def prepare_environment() -> None:
 
     Must come before Prefect is imported, which reads the address then.
     """
-    global _port
-    _port = None
+    global _reserved
     set_environment(quiet=True)
     profiles = Path(os.environ["PREFECT_HOME"]) / "profiles.toml"
     configured = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8")
     if "PREFECT_API_URL" in os.environ or configured:
         return
-    _port = free_port()
-    os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{_port}/api"
+    _reserved = os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{free_port()}/api"
 
 
 @contextmanager
 def embedded_server() -> Iterator[None]:
     """A server for the block, where `prepare_environment` reserved one. Raises KodaError where it does not start."""
-    if _port is None:
+    if _reserved is None or os.environ.get("PREFECT_API_URL") != _reserved:
         yield
         return
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.server.embedded", str(_port), str(os.getpid())],
+        [sys.executable, "-m", "flows.server.embedded", str(urlsplit(_reserved).port), str(os.getpid())],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
         start_new_session=True,  # Ctrl-C is for the run, which then reports its end
     )
     atexit.register(_end, server)  # after the block, for Prefect sends its last events when the interpreter exits
     deadline = time.monotonic() + PATIENCE
-    while not _responds():
+    while not _responds(_reserved):
         if server.poll() is not None or time.monotonic() > deadline:
             raise KodaError(f"the embedded Prefect server did not start (exit code {server.poll()}).")
         time.sleep(0.1)
     yield
 
 
-def _responds() -> bool:
+def _responds(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/health", timeout=2) as reply:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
             return reply.status == 200
     except (OSError, urllib.error.URLError):
         return False
