@@ -1,4 +1,4 @@
-# make run · make test · make test-system · make test-bench · make test-other-python · make lint · make lock
+# make run · make test · make test-system · make test-bench · make test-cuda · make test-other-python · make lint · make lock
 PYTHON ?= python3
 VENV := .venv
 KODA := $(VENV)/bin/koda
@@ -13,19 +13,25 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	  --group verify --group test --group lint
 	@touch $@
 
-.PHONY: run test test-system test-bench test-other-python lint lock
+.PHONY: run test test-system test-bench test-cuda test-other-python lint lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
 PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed
-	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench"
+	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench and not cuda"
 
 test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
 	@$(PYTEST) -m "(up or browser or postgresql or chaos) and not bench"
 
 test-bench: $(VENV)/.installed  ## every bench in its smallest form
 	@$(PYTEST) -m bench
+
+# In an environment of its own: 4 GB, which nothing else needs on a machine without a GPU.
+test-cuda: $(VENV)/.installed  ## the presets' steps, compiled for the GPUs that they are for
+	@PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; test -x .venv-cuda/bin/python || uv venv --quiet --python $(PYTHON) .venv-cuda; \
+	uv pip install --quiet --python .venv-cuda/bin/python --constraint requirements.lock --editable '.[cuda]' pytest pytest-timeout
+	@.venv-cuda/bin/python -m pytest -m cuda tests/model/training tests/flows/cli/test_plan.py
 
 # The newest Python of this machine that is newer than the usual one, also where only pyenv knows of it.
 test-other-python:  ## what computes, on it: the lock resolves other versions of JAX there

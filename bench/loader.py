@@ -69,7 +69,7 @@ def steps_per_second(preset: str, gpu: str, utilisation: float) -> float:
     config = load(preset)
     shape = config.model.llama(50257)
     tokens = config.pretrain.batch_size * shape.max_position_embeddings
-    return utilisation * ACCELERATORS[gpu].flops / (flops_per_token(shape, shape.max_position_embeddings) * tokens)
+    return utilisation * ACCELERATORS[gpu].bfloat16 / (flops_per_token(shape, shape.max_position_embeddings) * tokens)
 
 
 CASES = [

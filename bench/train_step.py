@@ -119,7 +119,7 @@ class TrainStep:
 
         if not self.accelerator:
             return []
-        peak = self.arguments.fsdp * self.accelerator.flops
+        peak = self.arguments.fsdp * self.accelerator.bfloat16
         needed = [flops_per_token(self.shape, self.sequence, causal=causal) for causal in (False, True)]
         return [f"{100 * tokens_per_second.median * each / peak:.1f} %" for each in needed]
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from model import sharding
+
 # The scores of a whole row would fill memory, half of them above the diagonal. In blocks of so many queries, most of
 # that half is never computed, and one block's scores are in memory at a time.
 BLOCK, GPU_BLOCK = 64, 512
@@ -39,10 +41,11 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Se
 
     Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
     """
-    gpu, head_dim = jax.default_backend() == "gpu", q_BTHA.shape[-1]
+    gpu, head_dim = sharding.platform() == "gpu", q_BTHA.shape[-1]
     half = q_BTHA.dtype in (jnp.bfloat16, jnp.float16)
     # cuDNN has kernels without a mask, and for heads of these sizes on every GPU that it supports.
     if gpu and segments is None and half and head_dim <= 128 and head_dim % 8 == 0:
+        q_BTHA, k_BTKA, v_BTKA = (sharding.shard_heads(x_BTXA) for x_BTXA in (q_BTHA, k_BTKA, v_BTKA))
         return jax.nn.dot_product_attention(q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn")
     # A GPU has less memory and more compute than a CPU: its backward pass recomputes a block's scores.
     block, size = (jax.checkpoint(_block, static_argnums=(4, 5)), GPU_BLOCK) if gpu else (_block, BLOCK)

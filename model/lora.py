@@ -44,6 +44,8 @@ def merge_lora(model: Llama) -> None:
     """Add each update to its matrix and remove the adapters; the network's function stays the same."""
     for _, linear in adapted(model, tuple(LORA_TARGETS)):
         if isinstance(linear.lora, Lora):
-            update_LIO = jnp.einsum("lir,lro->lio", linear.lora.a[...], linear.lora.b[...]) * linear.lora.scale
+            a_LIR, b_LRO = linear.lora.a[...], linear.lora.b[...]
+            # A GPU would multiply float32 in TF32, with the precision of float16.
+            update_LIO = jnp.einsum("lir,lro->lio", a_LIR, b_LRO, precision="highest") * linear.lora.scale
             linear.kernel[...] = linear.kernel[...] + update_LIO
             linear.lora = None

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from model.errors import KodaError
 
 Tree = TypeVar("Tree")
+AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 # By the end of the parameter's path: the paths of Muon's and AdamW's moments end the same way. The layers' axis is
 # never split.
@@ -39,20 +40,27 @@ def make_mesh(fsdp: int, tensor: int) -> Mesh:
 
     Raises KodaError where fsdp × tensor does not divide the number of devices.
     """
-    devices = jax.device_count()
+    return jax.make_mesh(mesh_shape(jax.device_count(), fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape(devices: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """How many devices each axis of the mesh has; an fsdp of 0 takes all that `tensor` leaves.
+
+    Raises KodaError where fsdp × tensor does not divide `devices`.
+    """
+    fsdp = fsdp or max(1, devices // tensor)
     if devices % (fsdp * tensor):
         raise KodaError(f"fsdp = {fsdp} times tensor = {tensor} does not divide the {devices} devices.")
-    shape = (devices // (fsdp * tensor), fsdp, tensor)
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return devices // (fsdp * tensor), fsdp, tensor
 
 
 def nearest(fsdp: int, tensor: int) -> tuple[int, int]:
     """A training's fsdp and tensor, each lowered to a divisor that fits the devices of this process."""
-    fsdp = math.gcd(fsdp, jax.device_count())
+    fsdp = math.gcd(fsdp or jax.device_count(), jax.device_count())
     return fsdp, math.gcd(tensor, jax.device_count() // fsdp)
 
 
-def partition(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
+def partition(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> P:
     """The partition of the parameter (or optimizer moment) at this path.
 
     An axis is split only where its size is a multiple of the mesh axis's.
@@ -67,10 +75,13 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of a state (arrays, or their shapes alone)."""
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, partition(mesh, name, leaf.shape))
+        return NamedSharding(mesh, partition(mesh, _name(path), leaf.shape))
 
     return jax.tree.map_with_path(sharding, tree)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
@@ -120,8 +131,64 @@ def check_rows(mesh: Mesh, batch_size: int, parts: int) -> None:
         )
 
 
+def platform() -> str:
+    """What a function that is being traced will run on: the devices of its mesh, which need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Inside a compiled step: XLA would follow the weights' sharding; this keeps activations sharded by rows."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(ROWS))
+    """Keep activations sharded by rows, where XLA would follow the weights' sharding."""
+    return _constrain(x, P(ROWS))
+
+
+def shard_heads(x_BTXA: jax.Array) -> jax.Array:
+    """Keep queries, keys and values in one sharding, which is what cuDNN's attention takes: by rows and by heads."""
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return _constrain(x_BTXA, P(ROWS, None, "tensor" if x_BTXA.shape[2] % tensor == 0 else None))
+
+
+def shard_layers(x_LMN: jax.Array) -> jax.Array:
+    """Give each device some layers of a stack, whole; as many devices take part as divide the layers."""
+    mesh, axes, ways = jax.sharding.get_abstract_mesh(), [], 1
+    for axis in AXES:
+        if x_LMN.shape[0] % (ways * mesh.shape.get(axis, 1)) == 0:
+            axes.append(axis)
+            ways *= mesh.shape.get(axis, 1)
+    return x_LMN if ways == 1 else _constrain(x_LMN, P(tuple(axes)))
+
+
+def shard_as(path: tuple, x: jax.Array) -> jax.Array:
+    """Shard an update as the parameter at this path is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else _constrain(x, partition(mesh, _name(path), x.shape))
+
+
+def map_rows(function: Callable, by_rows: int) -> Callable:
+    """`function` over each device's own rows, where there are several; its first result is summed over them all.
+
+    `function(*arguments) → (sums, rows)`: the first `by_rows` arguments, and the second result, have their rows in axis
+    1 and are sharded by them; the further arguments are whole on each device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ROWS if mesh.shape.get(axis, 1) > 1)
+    if not axes:
+        return function
+
+    def summed(*arguments: Any) -> tuple[Any, Any]:
+        sums, rows = function(*arguments)
+        return jax.lax.psum(sums, axes), rows
+
+    def mapped(*arguments: Any) -> tuple[Any, Any]:
+        specs = tuple(P(None, axes) if number < by_rows else P() for number in range(len(arguments)))
+        # The sums begin as constants, which the check of what varies over devices takes amiss.
+        return jax.shard_map(
+            summed, in_specs=specs, out_specs=(P(), P(None, axes)), axis_names=set(axes), check_vma=False
+        )(*arguments)
+
+    return mapped
+
+
+def _constrain(x: jax.Array, spec: P) -> jax.Array:
+    """Inside a compiled step, on its mesh; nothing where there is none."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)

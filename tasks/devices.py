@@ -13,7 +13,7 @@ LOOK_EVERY = 60.0  # seconds
 
 def gpus() -> dict[str, float]:
     """Each GPU that this process may use, and the share of its memory that is taken; nothing where there is none."""
-    query = ["nvidia-smi", "--query-gpu=index,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -22,9 +22,21 @@ def gpus() -> dict[str, float]:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {
         index: float(used) / float(total)
-        for index, used, total in rows
-        if allowed is None or index in allowed.split(",")
+        for index, uuid, used, total in rows
+        if allowed is None or any(_names(entry.strip(), index, uuid) for entry in allowed.split(","))
     }
+
+
+def _names(entry: str, index: str, uuid: str) -> bool:
+    """Does an entry of CUDA_VISIBLE_DEVICES name this GPU? By its number, by its UUID, or by how that begins; a part of
+    a GPU (MIG) is named with the GPU's UUID in the older form."""
+    parent = entry.removeprefix("MIG-").split("/")[0] if entry.startswith("MIG-GPU-") else entry
+    return entry == index or (len(parent) > len("GPU-") and uuid.startswith(parent))
+
+
+def platforms() -> dict[str, str]:
+    """The environment of a training: on a machine with GPUs it must not fall back to the CPU in silence."""
+    return {"JAX_PLATFORMS": "cuda,cpu"} if gpus() and "JAX_PLATFORMS" not in os.environ else {}
 
 
 def await_free(hours: float) -> dict[str, str]:

@@ -28,7 +28,7 @@ from model.training.records import (
     shown,
 )
 from tasks import retries
-from tasks.devices import gpus
+from tasks.devices import gpus, platforms
 from tasks.progress import Watch, log_line, progress
 from tasks.reports import training_page
 from tasks.runs.attempts import Attempts
@@ -67,8 +67,9 @@ class TrainSection(Section):
     """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything."""
     scan: bool = False
     """Compile one layer and loop over it: short compile times for deep models, a little slower for shallow ones."""
-    fsdp: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
-    """Devices that the weights are spread over; the rest of the devices each take a share of the rows."""
+    fsdp: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 1
+    """Devices that the weights are spread over, for a model that does not fit on one; 0: all. The rest of the devices
+    each take a share of the rows."""
     tensor: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 1
     """Devices that each matrix product is split over; needs a fast link between them."""
     processes: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 1
@@ -229,7 +230,7 @@ def peers(count: int) -> list[dict[str, str]]:
     Raises KodaError where the GPUs cannot be shared out evenly.
     """
     if count == 1:
-        return [{}]
+        return [platforms()]
     devices = list(gpus())
     if len(devices) % count:
         raise KodaError(f"processes = {count}: {len(devices)} GPUs cannot be shared out evenly among them.")
@@ -237,6 +238,7 @@ def peers(count: int) -> list[dict[str, str]]:
     address = f"127.0.0.1:{free_port()}"
     return [
         {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+        | platforms()
         | ({"CUDA_VISIBLE_DEVICES": ",".join(devices[number * share : (number + 1) * share])} if share else {})
         for number in range(count)
     ]

@@ -55,8 +55,9 @@ class Checkpoints:
         self.wait()
         if not distributed.broadcast_from_writer(step not in self.steps() and self._room(step, state)):
             return
-        named = {}
-        for name, leaf in arrays.flatten(state).items():
+        named, leaves = {}, arrays.flatten(state)
+        distributed.begin_copies(leaves.values())
+        for name, leaf in leaves.items():
             copy = distributed.gather_to_host(leaf)
             if distributed.is_writer():
                 named[name] = copy

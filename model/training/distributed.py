@@ -6,6 +6,7 @@ Open MPI or Kubernetes, or else from JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,6 +33,18 @@ def initialize() -> None:
         ) from error
 
 
+def check_devices() -> None:
+    """Raises KodaError where the devices that JAX is to use do not come up."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise KodaError(
+            f"the GPUs of this machine cannot be used ({str(error).splitlines()[0]}).\n"
+            "CUDA 13 (pip install 'koda[cuda]') needs a driver of version 580 or newer, CUDA 12 ('koda[cuda12]') one "
+            "of 525 or newer; `nvidia-smi` shows the driver's. JAX_PLATFORMS=cpu trains on the processor."
+        ) from error
+
+
 def is_single() -> bool:
     return jax.process_count() == 1
 
@@ -49,6 +62,13 @@ def broadcast_from_writer(value: int) -> int:
 def should_stop(step: int, requested: bool) -> bool:
     """Should this step be the last one? Several processes stop at one step, whichever of them got the SIGTERM."""
     return requested if is_single() else multihost_utils.reached_preemption_sync_point(step)
+
+
+def begin_copies(leaves: Iterable[Any]) -> None:
+    """Have a GPU copy all these arrays to the host, before the first is waited for."""
+    for leaf in leaves if jax.default_backend() != "cpu" else ():
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf.copy_to_host_async()
 
 
 def gather_to_host(leaf: Any) -> np.ndarray:

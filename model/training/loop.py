@@ -25,6 +25,7 @@ LEAVING = 60.0  # seconds to wait for a trainer that is about to leave
 def train(job: Job, until: int, began: float) -> int:
     """Resume, train to step `until`, save; returns the exit code. `began`: when this process did."""
     distributed.initialize()
+    distributed.check_devices()
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -149,7 +150,7 @@ class Attempt:
                 step=step,
                 time=time.time(),
                 **values,
-                learning_rate=float(self.training.schedule(step - 1)),
+                learning_rate=self.training.learning_rate(step - 1),
                 tokens=step * self.recipe.batch_size * self.training.job.sequence_length,
                 data_seconds=finished.waited,
             )

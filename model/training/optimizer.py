@@ -1,16 +1,13 @@
-"""AdamW and Muon with their schedules, from optax."""
+"""The optimizers and their schedules."""
 
 from typing import Any, TypeVar
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
 from model.errors import KodaError
 from model.training.job import Recipe
-
-# Weights are stacked, [layers, inputs, outputs]: the layers' axis is a batch of matrices to Muon.
-STACKED_MATRIX = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+from model.training.muon import scale_by_muon, scale_by_width
 
 
 def _wsd(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:
@@ -42,35 +39,38 @@ def decays(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: _name(path) == "kernel", params)
 
 
-def _adamw(recipe: Recipe, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adamw(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for everything."""
     return optax.adamw(rate, b2=0.95, weight_decay=recipe.weight_decay, mask=decays)
 
 
-def _muon(recipe: Recipe, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the embeddings, the head and the norms.
+def _muon(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTransformation:
+    """Muon for the layers' matrices, AdamW with Nesterov momentum for the embeddings, the head and the norms.
 
     Muon's updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982), so that one rate serves both.
     """
-    return muon(
-        rate,
-        weight_decay=recipe.weight_decay,
-        weight_decay_mask=decays,
-        consistent_rms=0.2,
-        adam_b2=0.95,
-        adam_weight_decay=0.0,
-        muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
-            lambda path, _: STACKED_MATRIX if _name(path) == "kernel" else None, params
-        ),
+    matrices = optax.chain(
+        scale_by_muon(dtype),
+        scale_by_width(0.2),
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    rest = optax.adamw(rate, b2=0.95, weight_decay=0.0, nesterov=True)
+    return optax.partition(
+        {"muon": matrices, "adamw": rest},
+        lambda params: jax.tree.map(lambda decayed: "muon" if decayed else "adamw", decays(params)),
     )
 
 
 OPTIMIZERS = {"muon": _muon, "adamw": _adamw}
 
 
-def build(recipe: Recipe) -> optax.GradientTransformation:
-    """Clip by the global norm, then the recipe's optimizer. Raises KodaError for an unknown one."""
-    inner = _named(OPTIMIZERS, "optimizer", recipe.optimizer)(recipe, schedule(recipe))
+def build(recipe: Recipe, dtype: str = "float32") -> optax.GradientTransformation:
+    """Clip by the global norm, then the recipe's optimizer, whose products are computed in `dtype`.
+
+    Raises KodaError for an unknown one.
+    """
+    inner = _named(OPTIMIZERS, "optimizer", recipe.optimizer)(recipe, schedule(recipe), dtype)
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), inner)
 
 

@@ -1,50 +1,138 @@
-"""What a training step needs, before it runs: compiled ahead of time on shapes alone."""
+"""What a training step needs, before it runs: compiled ahead of time on shapes alone, in each form that it may have.
 
+Where XLA's CUDA compiler is installed it is compiled for the card in question, which need not be here.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from model import arrays, sharding, weights
-from model.data.batches import Batch
-from model.training import optimizer as optimizers
-from model.training.initial_state import first_state, network
+from model import arrays, sharding
+from model.accelerators import USABLE, Accelerator
+from model.training.compiled import compile_step, mesh_of, state_shapes
+from model.training.forms import DOUBLINGS, Form, Plan
+from model.training.hlo import operations
 from model.training.job import Job
-from model.training.step import make_step
+from model.training.roofline import estimate
+
+SHALLOW = 12  # layers; so few compile unrolled in seconds
 
 
-def memory(job: dict[str, Any], rows: list[int], enough: float) -> dict[str, Any]:
-    """Bytes that one device of this process's mesh needs during a step, for each batch of so many rows.
+def cuda_compiler() -> bool:
+    """Is XLA's CUDA compiler installed, with a card or without?"""
+    if find_spec("jax_plugins") is None:
+        return False
+    return any(find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12))
 
-    `state` is its share of the weights and the optimizer, `temporary` what XLA's memory analysis adds while the step
-    runs. No larger batch is tried after one that needs more than `enough` bytes.
+
+def plan(job: dict[str, Any], card: dict[str, Any], devices: int) -> Plan:
+    """Compile the job's step in each form worth trying, and choose. Raises KodaError for a mesh that does not divide.
+
+    `job` and `card`: the fields of a Job and of an Accelerator.
     """
-    order = Job.from_dict(job)
-    mesh = sharding.make_mesh(order.fsdp, order.tensor)
-    optimizer = optimizers.build(order.recipe)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: network(order)))
-    shapes = jax.eval_shape(lambda: first_state(order, optimizer))
-    state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        sharding.shardings(mesh, shapes),
+    order, gpu = Job.from_dict(job), Accelerator(**{**card, "capability": tuple(card["capability"])})
+    usable, compiles = USABLE * gpu.memory, _Compiler(gpu, devices)
+    configured = compiles(order)
+    forms = [configured]
+    if compiles.backend == "gpu":
+        forms += _alternatives(compiles, order, configured, usable)
+    fitting = [form for form in forms if form.bytes <= usable]
+    chosen = min(fitting, key=lambda form: sum(form.seconds or (0, 0))) if fitting else configured
+    return Plan(
+        backend=compiles.backend,
+        checkpoint=arrays.size(state_shapes(order, compiles.mesh(order.fsdp, order.tensor))),
+        configured=configured,
+        chosen=chosen,
+        tried=tuple(forms),
+        rows_that_fit=_rows(compiles, order, configured, usable),
     )
-    parts = order.recipe.gradient_accumulation_steps
-    step = make_step(
-        lambda params, frozen: weights.build(graph, abstract, frozen, params), optimizer, order.recipe.z_loss, parts
-    )
-    needed = {}
-    for count in rows:
-        sharding.check_rows(mesh, count, parts)
-        shape, by_rows = (count, order.sequence_length), NamedSharding(mesh, P(sharding.ROWS))
-        tokens, weight = (jax.ShapeDtypeStruct(shape, t, sharding=by_rows) for t in (jnp.int32, jnp.float32))
-        with jax.set_mesh(mesh):
-            needs = step.lower(state, {}, Batch(tokens, tokens, weight, None)).compile().memory_analysis()
+
+
+class _Compiler:
+    """Compiles forms of a job for one card, or for this process's devices where there is no compiler for it."""
+
+    def __init__(self, card: Accelerator, devices: int):
+        self.card, self.devices = card, devices
+        self.backend = "gpu" if cuda_compiler() else "cpu"
+
+    def mesh(self, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+        if self.backend == "gpu":
+            return mesh_of(self.card, self.devices, fsdp, tensor)
+        return sharding.make_mesh(fsdp, tensor)
+
+    def __call__(self, job: Job) -> Form:
+        compiled = compile_step(job, self.mesh(job.fsdp, job.tensor))
+        needs = compiled.memory_analysis()
         assert needs is not None, "both backends, CPU and GPU, have the analysis"
-        needed[str(count)] = {"state": needs.argument_size_in_bytes, "temporary": needs.temp_size_in_bytes}
-        if sum(needed[str(count)].values()) > enough:
-            break
-    return {"backend": jax.default_backend(), "checkpoint": arrays.size(shapes), "rows": needed}
+        form = Form(
+            remat=job.compute.remat,
+            scan=job.compute.scan,
+            fsdp=job.fsdp,
+            rows=job.recipe.batch_size,
+            state=needs.argument_size_in_bytes,
+            temporary=needs.temp_size_in_bytes,
+        )
+        if self.backend == "cpu":
+            return form
+        kernels = operations(compiled.as_text() or "")
+        flops, wire = defaultdict[str, float](float), defaultdict[str, float](float)
+        for kernel in kernels:
+            if kernel.kind == "gemm":
+                flops[kernel.name] += kernel.times * kernel.flops
+            elif kernel.kind == "collective":
+                wire[kernel.name] += kernel.times * kernel.wire
+        time = estimate(kernels, self.card, self.devices)
+        return replace(
+            form,
+            attention="cudnn" if any(kernel.kind == "attention" for kernel in kernels) else "blocks",
+            flops=dict(flops),
+            wire=dict(wire),
+            seconds=(time.low, time.high),
+            parts=time.parts,
+        )
+
+
+def _alternatives(compiles: _Compiler, job: Job, configured: Form, usable: float) -> list[Form]:
+    """Other forms: first with whole weights on each card, which crosses the wire least; spread over them where no
+    such form fits. The less a form computes again the better, so that the first that fits ends the search."""
+    forms: list[Form] = []
+    ways = sorted({1, compiles.devices // job.tensor})
+    for fsdp in ways:
+        for remat in ("none", "dots", "full"):
+            if remat == "none" and job.model.num_hidden_layers > SHALLOW:
+                continue  # scanned it keeps the residuals in float32, and unrolled it takes a minute to compile
+            scan = remat != "none"
+            if (remat, scan, fsdp) == (configured.remat, configured.scan, configured.fsdp):
+                form = configured
+            else:
+                compute = replace(job.compute, remat=remat, scan=scan)
+                form = compiles(replace(job, fsdp=fsdp, compute=compute))
+                forms.append(form)
+            if form.bytes <= usable and remat != "none":
+                return forms
+    return forms
+
+
+def _rows(compiles: _Compiler, job: Job, configured: Form, usable: float) -> int:
+    """How many rows fit in a step of this form: at most 2 ** DOUBLINGS times the configured ones. 0: none do.
+
+    Memory is nearly linear in the rows: two sizes show the line, and a third is tried near its end.
+    """
+    unit = max(1, compiles.devices // job.tensor) * job.recipe.gradient_accumulation_steps
+    rows = configured.rows
+
+    def tried(count: int) -> Form:
+        return compiles(replace(job, recipe=replace(job.recipe, batch_size=count)))
+
+    other = tried(2 * rows if configured.bytes <= usable else max(unit, rows // 2 // unit * unit))
+    each = (other.bytes - configured.bytes) / ((other.rows - rows) or 1)
+    room = 0.97 * (usable - configured.bytes) / each if each > 0 else math.inf
+    guess = min(rows << DOUBLINGS, rows + int(max(-rows, min(room, rows << DOUBLINGS))) // unit * unit)
+    fitting = [form.rows for form in (configured, other) if form.bytes <= usable]
+    if guess > max(fitting, default=0) and tried(guess).bytes <= usable:
+        fitting.append(guess)
+    return max(fitting, default=0)

@@ -110,6 +110,11 @@ class Training:
     def step(self) -> int:
         return int(self.state.step)
 
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, computed on the host: a device would get to it after the step that it is at."""
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return float(self.schedule(step))
+
     def cursor(self, step: int) -> int:
         """The batch that a step reads: its own number, and as many more as were stepped over before it."""
         return step + sum(count for start, count in self.windows if start <= step)

@@ -1,12 +1,17 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from flows.cli.plan import expected_loss
 from flows.config import load
-from model.accelerators import accelerator, flops_per_token
+from model.accelerators import ACCELERATORS, accelerator, flops_per_token, named
+from model.errors import KodaError
+from model.training.plan import cuda_compiler
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +30,7 @@ def test_flops_per_token_of_the_reference_model_match_palm() -> None:
 def test_device_is_recognised_by_its_name() -> None:
     for name, flops in (("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362.05e12)):
         device = accelerator(name)
-        assert device is not None and device.flops == flops
+        assert device is not None and device.bfloat16 == flops
     assert accelerator("cpu") is None
 
 
@@ -47,7 +52,7 @@ def test_plan_reports_a_model_that_does_not_fit() -> None:
     changes = ("hidden_size=8192", "intermediate_size=22016", "num_attention_heads=64", "num_key_value_heads=8")
     sets = [part for change in changes for part in ("--set", f"model.{change}")]
     # AdamW, for its step is compiled in half the time.
-    done = plan(*sets, "--set", "pretrain.optimizer=adamw", "--set", "pretrain.fsdp=1", "--count", "1", "--json")
+    done = plan(*sets, "--set", "pretrain.optimizer=adamw", "--count", "1", "--json")
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout)["memory"]
     assert not memory["fits"] and memory["rows_that_fit"] == 0
@@ -55,7 +60,37 @@ def test_plan_reports_a_model_that_does_not_fit() -> None:
 
 def test_unknown_gpu_is_refused_by_name() -> None:
     done = plan("--gpu", "H300")
-    assert done.returncode == 1 and "--gpu H300: known are L40S, A100, H100, H200." in done.stderr
+    assert done.returncode == 1 and "--gpu H300: known are L40S, RTX4090, A100, H100, H200, B200; " in done.stderr
+
+
+def test_card_may_be_described_in_a_file(tmp_path: Path) -> None:
+    fields = asdict(ACCELERATORS["RTX4090"]) | {"name": "RTX5090", "bandwidth": 1792e9}
+    described = tmp_path / "card.toml"
+    described.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items()))
+    assert named(str(described)) == replace(ACCELERATORS["RTX4090"], name="RTX5090", bandwidth=1792e9)
+    described.write_text('name = "RTX5090"\ncapability = [12, 0]\n')
+    with pytest.raises(KodaError, match="missing 11 required keyword-only arguments: 'bfloat16', 'tf32'"):
+        named(str(described))
+    with pytest.raises(KodaError, match="No such file"):
+        named(str(tmp_path / "other.toml"))
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan"])
+def test_budget_that_is_none_is_refused_before_anything_is_compiled(hours: str) -> None:
+    done = plan("--budget-hours", hours)
+    assert done.returncode == 1 and done.stderr == "koda: --budget-hours is above 0.\n"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not cuda_compiler(), reason="the extra `cuda` is not installed: XLA's CUDA compiler, 4 GB")
+def test_plan_is_compiled_for_the_card_and_says_what_is_better() -> None:
+    """Scanned and with nothing kept in `full`, a small model computes much twice; a form that keeps more is named."""
+    small = ("num_hidden_layers=4", "hidden_size=256", "intermediate_size=704", "num_attention_heads=4")
+    sets = [part for change in small for part in ("--set", f"model.{change}")]
+    done = plan("--preset", "koda-124m", *sets, "--set", "pretrain.remat=full", "--gpu", "L40S", "--count", "1")
+    assert done.returncode == 0, done.stderr
+    assert "attention by cudnn" in done.stdout and "TFLOP in bf16" in done.stdout
+    assert re.search(r"better +--set pretrain.remat=(none|dots)", done.stdout), done.stdout
 
 
 def test_recommended_size_has_the_lowest_expected_loss() -> None:

@@ -242,3 +242,13 @@ def test_two_trainers_never_write_one_folder(uninterrupted: Job, tmp_path: Path)
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == PREEMPTED
     assert steps(job) == sorted(set(steps(job)))
+
+
+def test_gpus_that_do_not_come_up_are_refused(job: Job, tmp_path: Path) -> None:
+    """As on a machine whose driver is too old: training on its processor would take months, and nobody would know."""
+    refused = replace(job, folder=str(tmp_path / "gpu"))
+    refused.write(tmp_path / "job.json")
+    command = [sys.executable, "-m", "model.training", str(tmp_path / "job.json")]
+    ended = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True)
+    assert ended.returncode == UNUSABLE, ended.stderr
+    assert "koda: the GPUs of this machine cannot be used (" in ended.stderr and "version 580 or newer" in ended.stderr

@@ -6,11 +6,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from optax.contrib import MuonDimensionNumbers
 
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.training import optimizer as optimizers
 from model.training.job import Recipe
+from model.training.muon import orthogonalize
 
 RECIPE = Recipe(
     steps=100,
@@ -74,6 +76,51 @@ def test_muon_makes_each_layers_update_orthogonal() -> None:
     for layer in updates["query"]["kernel"]:
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.max() / singular.min() < 4  # the random gradient's ratio is over 50
+
+
+def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
+    """Theirs unrolls on every device, computes in float32 alone, and knows of no devices; else it is the same."""
+    stacked = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    recipe = replace(RECIPE, optimizer="muon", warmup_steps=0)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(recipe.clip_norm),
+        optax.contrib.muon(
+            optimizers.schedule(recipe),
+            weight_decay=recipe.weight_decay,
+            weight_decay_mask=optimizers.decays,
+            consistent_rms=0.2,
+            adam_b2=0.95,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=lambda params: jax.tree.map(
+                lambda decayed: stacked if decayed else None, optimizers.decays(params)
+            ),
+        ),
+    )
+    shapes = {"wide": (3, 24, 72), "tall": (3, 72, 24), "square": (3, 24, 24)}
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    params = {name: {"kernel": jax.random.normal(next(keys), shape)} for name, shape in shapes.items()}
+    params |= {"norm": {"scale": jnp.ones((3, 24))}, "embedding": jax.random.normal(next(keys), (50, 24))}
+    ends = []
+    for optimizer in (theirs, optimizers.build(recipe)):
+
+        @jax.jit
+        def step(params, state, key, optimizer=optimizer):
+            grads = jax.tree.map(lambda leaf: jnp.cos(leaf) * jax.random.normal(key, leaf.shape), params)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        learned, state = params, optimizer.init(params)
+        for number in range(4):
+            learned, state = step(learned, state, jax.random.key(number))
+        ends.append(learned)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_muon_in_bfloat16_is_orthogonal_too() -> None:
+    m_LIO = jax.random.normal(jax.random.key(0), (2, 48, 32))
+    for layer in orthogonalize(m_LIO.astype("bfloat16")).astype("float32"):
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.min() > 0.5 and singular.max() < 1.4  # the iteration's own bounds, and bfloat16's error
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

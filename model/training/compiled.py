@@ -1,0 +1,58 @@
+"""The step of a training, compiled ahead of time on shapes alone: for the devices of this process, or for a GPU that is
+not here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from model import sharding, weights
+from model.accelerators import Accelerator
+from model.data.batches import Batch
+from model.errors import KodaError
+from model.training import optimizer as optimizers
+from model.training.initial_state import first_state, network
+from model.training.job import Job
+from model.training.step import State, make_step
+
+
+def mesh_of(card: Accelerator, count: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of so many cards that need not be here. Raises KodaError where XLA's CUDA compiler is not installed."""
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=card.target_config(), topology=f"1x1x{count}"
+        )
+    except (RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        raise KodaError(f"XLA's CUDA compiler does not come up: {str(error).splitlines()[0]}") from error
+    shape = sharding.mesh_shape(count, fsdp, tensor)
+    return Mesh(np.array(topology.devices).reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def state_shapes(job: Job, mesh: Mesh) -> State:
+    """The state of a training as shapes with their shardings."""
+    shapes = jax.eval_shape(lambda: first_state(job, optimizers.build(job.recipe, job.compute.dtype)))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        sharding.shardings(mesh, shapes),
+    )
+
+
+def compile_step(job: Job, mesh: Mesh) -> jax.stages.Compiled:
+    """The job's step on this mesh, as its training compiles it; batches are rows without document boundaries."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: network(job)))
+    recipe = job.recipe
+    sharding.check_rows(mesh, recipe.batch_size, recipe.gradient_accumulation_steps)
+    step = make_step(
+        lambda params, frozen: weights.build(graph, abstract, frozen, params),
+        optimizers.build(recipe, job.compute.dtype),
+        recipe.z_loss,
+        recipe.gradient_accumulation_steps,
+    )
+    shape, by_rows = (recipe.batch_size, job.sequence_length), NamedSharding(mesh, P(sharding.ROWS))
+    tokens, weight = (jax.ShapeDtypeStruct(shape, t, sharding=by_rows) for t in (jnp.int32, jnp.float32))
+    with jax.set_mesh(mesh):
+        return step.lower(state_shapes(job, mesh), {}, Batch(tokens, tokens, weight, None)).compile()
