@@ -1,4 +1,4 @@
-# make run · make test · make test-system · make test-bench · make test-cuda · make test-other-python · make lint · make lock
+# make run · test · test-system · test-bench · cuda · test-cuda · test-other-python · lint · lock
 PYTHON ?= python3
 VENV := .venv
 KODA := $(VENV)/bin/koda
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	  --group verify --group test --group lint
 	@touch $@
 
-.PHONY: run test test-system test-bench test-cuda test-other-python lint lock
+.PHONY: run test test-system test-bench cuda test-cuda test-other-python lint lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
@@ -27,10 +27,15 @@ test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium 
 test-bench: $(VENV)/.installed  ## every bench in its smallest form
 	@$(PYTEST) -m bench
 
-# In an environment of its own: 4 GB, which nothing else needs on a machine without a GPU.
-test-cuda: $(VENV)/.installed  ## the presets' steps, compiled for the GPUs that they are for
+# XLA's CUDA compiler, in an environment of its own: 4 GB, which nothing else needs on a machine without a GPU.
+.venv-cuda/.installed: $(VENV)/.installed
 	@PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; test -x .venv-cuda/bin/python || uv venv --quiet --python $(PYTHON) .venv-cuda; \
 	uv pip install --quiet --python .venv-cuda/bin/python --constraint requirements.lock --editable '.[cuda]' pytest pytest-timeout
+	@touch $@
+
+cuda: .venv-cuda/.installed  ## for `.venv-cuda/bin/koda plan`
+
+test-cuda: .venv-cuda/.installed  ## the presets' steps, compiled for the GPUs that they are for
 	@.venv-cuda/bin/python -m pytest -m cuda tests/model/training tests/flows/cli/test_plan.py
 
 # The newest Python of this machine that is newer than the usual one, also where only pyenv knows of it.

@@ -161,7 +161,8 @@ def as_lines(needs: dict[str, Any]) -> list[str]:
 
 UNCOMPILED = [
     "  compiled      for this machine's CPU, not for the card: memory by the CPU's analysis, time by a flat share of",
-    "                the peak. With XLA's CUDA compiler, which needs no GPU: pip install 'koda[cuda]'",
+    "                the peak. `make cuda` installs XLA's CUDA compiler, which needs no GPU; then it is",
+    "                .venv-cuda/bin/koda plan",
 ]
 
 

@@ -13,13 +13,14 @@ import jax
 
 from model import arrays, sharding
 from model.accelerators import USABLE, Accelerator
+from model.config import Compute
 from model.training.compiled import compile_step, mesh_of, state_shapes
 from model.training.forms import DOUBLINGS, Form, Plan
 from model.training.hlo import operations
 from model.training.job import Job
 from model.training.roofline import estimate
 
-SHALLOW = 12  # layers; so few compile unrolled in seconds
+UNROLLED = 1.5  # times the memory of `dots` that keeping everything was seen to take, in unrolled layers
 
 
 def cuda_compiler() -> bool:
@@ -97,23 +98,23 @@ class _Compiler:
 
 
 def _alternatives(compiles: _Compiler, job: Job, configured: Form, usable: float) -> list[Form]:
-    """Other forms: first with whole weights on each card, which crosses the wire least; spread over them where no
-    such form fits. The less a form computes again the better, so that the first that fits ends the search."""
+    """Other forms: first with whole weights on each card, which crosses the wire least; spread over them where no such
+    form fits. The less a form computes again the better, as far as there is memory for it."""
     forms: list[Form] = []
-    ways = sorted({1, compiles.devices // job.tensor})
-    for fsdp in ways:
-        for remat in ("none", "dots", "full"):
-            if remat == "none" and job.model.num_hidden_layers > SHALLOW:
-                continue  # scanned it keeps the residuals in float32, and unrolled it takes a minute to compile
-            scan = remat != "none"
-            if (remat, scan, fsdp) == (configured.remat, configured.scan, configured.fsdp):
-                form = configured
-            else:
-                compute = replace(job.compute, remat=remat, scan=scan)
-                form = compiles(replace(job, fsdp=fsdp, compute=compute))
-                forms.append(form)
-            if form.bytes <= usable and remat != "none":
-                return forms
+
+    def tried(remat: str, scan: bool, fsdp: int) -> Form:
+        if (remat, scan, fsdp) == (configured.remat, configured.scan, configured.fsdp):
+            return configured
+        compute = Compute(dtype=job.compute.dtype, remat=remat, scan=scan)  # type: ignore[arg-type]  # one of three
+        forms.append(compiles(replace(job, fsdp=fsdp, compute=compute)))
+        return forms[-1]
+
+    for fsdp in sorted({1, compiles.devices // job.tensor}):
+        dots = tried("dots", True, fsdp)
+        if dots.state + UNROLLED * dots.temporary <= usable:
+            tried("none", False, fsdp)  # scanned, it keeps its residuals in float32
+        if dots.bytes <= usable or tried("full", True, fsdp).bytes <= usable:
+            break
     return forms
 
 

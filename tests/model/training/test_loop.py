@@ -1,5 +1,6 @@
 """The train loop as a process: what it learns, and that kills, stops and bad batches change nothing of it."""
 
+import os
 import re
 import shutil
 import signal
