@@ -29,6 +29,8 @@ class CorpusFigures:
     encoder_why: str  # why it is not tiktoken
     commits: dict[str, str]  # of data sets on the Hub, by source
     notes: int  # lines of notes.json
+    cut: str = "never"  # where documents were cut: never, endoftext or paragraphs
+    markers: int = 0  # `<|endoftext|>` that were read as letters
 
 
 @dataclass(frozen=True, kw_only=True)

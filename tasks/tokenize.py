@@ -11,9 +11,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from model.data import blocks, sources, tokenizer
 from model.data.blocks import Report, Work
+from model.data.cutting import Cut
 from model.data.filters import Overlap
 from model.data.prepare import Reports, in_order, on_this_machine, prepare
 from model.data.recipe import Recipe
+from model.data.tokenizer import END_OF_TEXT
 from model.errors import KodaError
 from model.figures import CorpusFigures
 from model.files import read_json, sha256
@@ -37,6 +39,10 @@ class Tokenize(Section):
     """The column of JSONL, Parquet and Hub rows that has the text."""
     split: str = "train"
     """The split of a Hub data set."""
+    cut: Cut = "auto"
+    """Where a document is cut into several: `never`; `endoftext`, at each `<|endoftext|>`; `paragraphs`, there, and a
+    text of more than 6,000 characters around the pieces that are held out; `auto`, as the first of these by which some
+    text is held out and some is not."""
     limit: NonNegativeInt = 0
     """Documents that are kept of each source at most; 0: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
@@ -85,7 +91,7 @@ class Tokenize(Section):
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
-@stage(version=3, resumes=True)
+@stage(version=4, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     """Text → tokenizer.json, train/ and heldout/."""
     figures = (_on_dask(settings) if settings.dask else _here)(out, settings)
@@ -93,6 +99,12 @@ def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     near = [f"{count:,} near an item of {name}" for name, count in figures.near_evaluation_items.items()]
     if counts := ", ".join([*dropped, *near]):
         log_line(f"tokenize   of {figures.read:,} read: {counts}")
+    if figures.cut != "never":
+        log_line(f"tokenize   documents were cut (tokenize.cut={figures.cut}): there are {figures.documents:,}")
+    if figures.markers:
+        log_line(
+            f"tokenize   {figures.markers:,} `{END_OF_TEXT}` were read as letters; tokenize.cut=endoftext cuts there"
+        )
     if figures.encoder_why:
         log_line(f"tokenize   encoded by {figures.encoder}, not tiktoken: {figures.encoder_why}")
     notes: list[str] = read_json(out / "notes.json")

@@ -7,9 +7,9 @@ from typing import Any
 
 from model.data import chat, conversations, sources
 from model.data import tokenizer as tokenizers
-from model.data.blocks import hash_of, is_heldout
 from model.data.chat import Message
 from model.data.document import Flaw
+from model.data.heldout import hash_of, is_heldout
 from model.data.shards import STARTS, TRAINED, ShardWriter
 from model.errors import KodaError
 from model.figures import PackingFigures

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.data.cutting import Cut
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -12,6 +14,7 @@ class Recipe:
     vocab_size: int
     text_column: str
     split: str
+    cut: Cut
     limit: int
     shortest: int
     longest: int

@@ -14,6 +14,7 @@ PLAIN = {
     "vocab_size": 300,
     "text_column": "text",
     "split": "train",
+    "cut": "auto",
     "limit": 0,
     "shortest": 0,
     "longest": 0,

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from model.data import blocks, sources
 from model.data.assembly import Seen
-from model.data.blocks import Report, Work, is_heldout
+from model.data.blocks import Report, Work
+from model.data.heldout import is_heldout
 from model.data.prepare import heldout_documents, in_order, on_this_machine
 from model.data.shards import Shards
 from model.errors import KodaError
