@@ -72,6 +72,7 @@ class PackingFigures:
     too_long: int  # left out
     cut: int = 0
     skipped: dict[str, int] = field(default_factory=dict)  # left out as bad input, by reason
+    unread: dict[str, int] = field(default_factory=dict)  # rows by the column of metadata that they have
     commits: dict[str, str] = field(default_factory=dict)  # of data sets on the Hub, by source
 
 

@@ -18,6 +18,7 @@ from model.figures import (
 )
 from model.files import link, read_json
 from model.training.job import LoraRecipe
+from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.section import weighted
 from tasks.stage import stage
@@ -28,14 +29,18 @@ from tasks.training import TrainSection, run_training
 class Sft(TrainSection):
     source: str | dict[str, PositiveFloat] = "docs"
     """Conversations to learn from: `docs` (questions about the standard library); a file or folder of .jsonl (.gz,
-    .zst) or .parquet with `messages`, Dolly's columns, or OASST's trees; hub:USER/NAME[/CONFIG][@REVISION] of the
-    same; or several, each with how often it is read: {docs = 1, "rows.jsonl" = 2}."""
+    .zst) or .parquet with `messages`, ShareGPT's, Dolly's or Alpaca's columns, or OASST's trees;
+    hub:USER/NAME[/CONFIG][@REVISION] of the same; or several, each with how often it is read:
+    {docs = 1, "rows.jsonl" = 2}."""
     split: str = "train"
     """The split of a Hub data set."""
     language: str = ""
     """Of OASST's trees, only those in this language (`en`); empty: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
     """A row that is no conversation, or that has nothing to learn, ends the stage, or is left out and counted."""
+    metadata: tuple[str, ...] = ()
+    """Columns (or keys of a message) that are no part of a conversation, as `id`, `category` or `source` are not: they
+    are left unread. Text in any other column that is no part of it either is bad input."""
     too_long: Literal["skip", "truncate", "refuse"] = "skip"
     """A conversation longer than the context is left out, cut, or ends the stage; the first two are counted."""
     train_end: bool = True
@@ -77,7 +82,7 @@ class Sft(TrainSection):
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
@@ -93,10 +98,13 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         too_long=settings.too_long,
         bad_input=settings.bad_input,
         train_end=settings.train_end,
+        metadata=[*settings.metadata],
         tokenizer=tokens / "tokenizer.json",
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
     )
+    if counts.unread:
+        log_line(f"sft        not read: {', '.join(f'{name} ({rows:,})' for name, rows in counts.unread.items())}")
     prompts: dict[str, Any] = {
         "tokenizer": tokens / "tokenizer.json",
         "prompts": data / "prompts.json",

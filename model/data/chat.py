@@ -4,6 +4,7 @@ Markers are plain text, so that the vocabulary does not grow. A marker ends in a
 so that GPT-2's pre-tokenizer never joins the two: the tokens of the whole text are the tokens of its parts.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from jinja2 import Environment
@@ -62,14 +63,22 @@ def encode_prompt(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
     return _encode(tokenizer, messages, _ANSWER).ids
 
 
-def encode(tokenizer: Tokenizer, messages: list[Message], train_end: bool = True) -> Tokens:
+def encode(
+    tokenizer: Tokenizer, messages: list[Message], train_end: bool = True, unlearned: Collection[int] = ()
+) -> Tokens:
     """The token ids of a conversation. The assistant's messages are trained, and with `train_end` the end-of-text token
-    after each: a model that was not trained on it never stops an answer.
+    after each: a model that was not trained on it never stops an answer. Those with the numbers `unlearned` are not.
     """
-    return _encode(tokenizer, messages, "", train_end)
+    return _encode(tokenizer, messages, "", train_end, unlearned)
 
 
-def _encode(tokenizer: Tokenizer, messages: list[Message], last: str, train_end: bool = True) -> Tokens:
+def _encode(
+    tokenizer: Tokenizer,
+    messages: list[Message],
+    last: str,
+    train_end: bool = True,
+    unlearned: Collection[int] = (),
+) -> Tokens:
     ids: list[int] = []
     trained: list[bool] = []
 
@@ -79,13 +88,14 @@ def _encode(tokenizer: Tokenizer, messages: list[Message], last: str, train_end:
         trained.extend([learn] * len(new))
 
     pending = ""  # the text up to an answer is encoded in one piece: the pre-tokenizer looks ahead over line breaks
-    for message in messages:
+    for number, message in enumerate(messages):
         text = _COMPILED.render(messages=[message], eos_token="", add_generation_prompt=False)
         if message["role"] == "assistant":
             add(pending + _ANSWER, False)
-            add(text.removeprefix(_ANSWER), True)
+            learn = number not in unlearned
+            add(text.removeprefix(_ANSWER), learn)
             ids.append(end_of_text(tokenizer))
-            trained.append(train_end)
+            trained.append(learn and train_end)
             pending = ""
         else:
             pending += text

@@ -5,11 +5,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from model.data.recipe import Recipe
+from model.data.strings import strings
 from model.errors import KodaError
 
 WORDS = 13  # consecutive words that two texts share: Brown et al. 2020, appendix C
@@ -74,7 +74,7 @@ class Overlap:
                     row = json.loads(line.decode()) if line.strip() else {}
                 except ValueError as error:
                     raise KodaError(f"{path}, line {number}: not JSON ({error}).") from None
-                for text in _strings(row):
+                for text in strings(row):
                     for word in WORD.findall(text.lower()):
                         self._words.setdefault(word, _hash(word))
                     yield self._hashes(text)
@@ -94,11 +94,3 @@ class Overlap:
 
 def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)

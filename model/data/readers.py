@@ -15,6 +15,7 @@ import pyarrow.parquet
 import zstandard
 
 from model.data.document import EMPTY, Document, Flaw
+from model.data.strings import lone_surrogate
 
 CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
 Documents = Iterator[Document | Flaw]
@@ -142,10 +143,7 @@ def document(name: str, content: str) -> Document | Flaw:
     """A text as a document; a flaw if it is empty or cannot be encoded in UTF-8."""
     if not content or content.isspace():
         return Flaw(name, EMPTY, "there is no text in it")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        detail = f"character {error.start} is half of a surrogate pair (\\u{ord(content[error.start]):04x})"
+    if detail := lone_surrogate(content):
         return Flaw(name, "lone_surrogate", detail)
     return Document(name, content)
 
