@@ -1,6 +1,7 @@
 """Stage 4: a model that continues text → one that answers, and stops."""
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ from tasks.training import TrainSection, run_training
 class Sft(TrainSection):
     source: str | dict[str, PositiveFloat] = "docs"
     """Conversations to learn from: `docs` (questions about the standard library); a file or folder of .jsonl (.gz,
-    .zst) or .parquet with `messages`, ShareGPT's, Dolly's or Alpaca's columns, or OASST's trees;
+    .zst) or .parquet, or a .json, with `messages`, ShareGPT's, Dolly's or Alpaca's columns, or OASST's trees;
     hub:USER/NAME[/CONFIG][@REVISION] of the same; or several, each with how often it is read:
     {docs = 1, "rows.jsonl" = 2}."""
     split: str = "train"
@@ -87,6 +88,8 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
     data, log = out / "data", out / "sft.log"
+    for note in chain.from_iterable(map(conversations.passed_over, weighted(settings.source))):
+        log_line(f"sft        {note}")
     counts = call(
         "model.data.packing:pack",
         log,

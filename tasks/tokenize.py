@@ -30,11 +30,11 @@ TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 
 class Tokenize(Section):
     source: str | dict[str, PositiveFloat] = "docs"
-    """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet;
-    hub:USER/NAME[/CONFIG][@REVISION], streamed from the Hugging Face Hub, at the newest commit where none is named
-    (it is recorded); or `docs`, the documentation installed
-    on this machine (`docs:stdlib,numpy` for some of it). Several, each with how often it is read:
-    {docs = 1, notes = 2.5}; where that is not whole, a document's hash decides."""
+    """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a
+    .json; hub:USER/NAME[/CONFIG][@REVISION], streamed from the Hugging Face Hub, at the newest commit where none is
+    named (it is recorded); or `docs`, the documentation installed on this machine (`docs:stdlib,numpy` for some of it).
+    Several, each with how often it is read: {docs = 1, notes = 2.5}; where that is not whole, a document's hash
+    decides."""
     text_column: str = "text"
     """The column of JSONL, Parquet and Hub rows that has the text."""
     split: str = "train"

@@ -50,6 +50,11 @@ def fingerprint(source: str) -> str:
     return " ".join(sha256(path) for path in sources.files(source, SUFFIXES, "sft.source"))
 
 
+def passed_over(source: str) -> list[str]:
+    """A line about each kind of files that a folder has and that are not read."""
+    return sources.passed_over(source, SUFFIXES)
+
+
 def conversations(
     source: str, split: str, commit: str, language: str, metadata: Collection[str] = ()
 ) -> Iterator[Conversation | Flaw]:

@@ -60,7 +60,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
     parts = [Part(**{**part, "paths": tuple(part["paths"])}) for part in plan["parts"]]
     if not plan["cut"]:
         plan["cut"] = _cut(recipe, parts)
-        write_json(folder / "plan.json", plan)
+        _write_plan(folder, plan)
     recipe = replace(recipe, cut=plan["cut"])
     if not (out / "tokenizer.json").is_file():
         with atomic_write(out / "tokenizer.json") as file:
@@ -80,7 +80,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
         for part in ("train", "heldout"):
             shutil.rmtree(out / part, ignore_errors=True)
         plan |= {"encoder": "tokenizers", "why": str(error)}
-        write_json(folder / "plan.json", plan)
+        _write_plan(folder, plan)
         figures = _fill(out, tokenizer, parts, plan, recipe, spread, watch, readers)
     folder.rename(done)
     journal.unlink()
@@ -125,8 +125,16 @@ def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
             for source in recipe.source
             for part in sources.parts(source, recipe, commits.get(source, ""))
         ]
-        write_json(path, {"parts": parts, "commits": commits, "cut": "", "encoder": "", "why": ""})
+        notes = [note for source in recipe.source for note in sources.passed_over(source)]
+        facts = {"parts": parts, "commits": commits, "notes": notes, "cut": "", "encoder": "", "why": ""}
+        _write_plan(folder, facts)
     return read_json(path)
+
+
+def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """In ASCII: the name of a file may have bytes that are not UTF-8, which JSON can only escape."""
+    with atomic_write(folder / "plan.json") as file:
+        json.dump(plan, file, indent=1)
 
 
 def _cut(recipe: Recipe, parts: list[Part]) -> Cut:
@@ -216,7 +224,8 @@ def _fill(
         _check_parts(assembly, recipe)
         facts = {"tokenizer": sha256(out / "tokenizer.json"), "commits": plan["commits"]}
         train, heldout = assembly.close(**facts)
-    write_json(out / "notes.json", assembly.notes)
+    notes = [*plan["notes"], *assembly.notes]
+    write_json(out / "notes.json", notes)
     write_json(out / "heldout/sources.json", assembly.sources)
     text_tokens = train["tokens"] - assembly.ends
     return CorpusFigures(
@@ -240,7 +249,7 @@ def _fill(
         commits=plan["commits"],
         cut=recipe.cut,
         markers=assembly.markers,
-        notes=len(assembly.notes),
+        notes=len(notes),
     )
 
 

@@ -1,5 +1,6 @@
-"""The strings in a value as JSON and Parquet have it, and what cannot be encoded in them."""
+"""Strings: those in a value as JSON and Parquet have it, what cannot be encoded in them, and names of files."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,3 +21,8 @@ def lone_surrogate(text: str) -> str:
     except UnicodeEncodeError as error:
         return f"character {error.start} is half of a surrogate pair (\\u{ord(text[error.start]):04x})"
     return ""
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text; a byte of it that is not UTF-8 becomes `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -209,6 +210,22 @@ def test_bad_input_is_refused_or_counted(tmp_path: Path, prepared: Prepare) -> N
     figures = prepared(source, tmp_path / "out", here, bad_input="skip")
     assert figures.dropped == {"not_json": 1} and figures.documents == 41
     assert any("x.jsonl, byte 17" in note for note in json.loads((tmp_path / "out/notes.json").read_text()))
+
+
+def test_names_that_are_not_utf_8_and_files_that_are_not_read_are_in_the_notes(
+    tmp_path: Path, prepared: Prepare
+) -> None:
+    source = corpus(tmp_path / "text", 40)
+    (source / "table.csv").write_text("a,b")
+    os.rename(os.fsencode(source / "000.txt"), os.fsencode(source) + b"/caf\xe9.txt")  # noqa: PTH104  # bytes
+    with open(os.fsencode(source) + b"/b\xe9.txt", "wb") as file:  # noqa: PTH123
+        file.write(b"caf\xe9")
+    figures = prepared(source, tmp_path / "out", on_this_machine(1))
+    assert figures.documents == 41 and figures.notes == 2
+    assert json.loads((tmp_path / "out/notes.json").read_text()) == [
+        f"{source}: of other kinds and not read (1): table.csv",
+        f"{source}/b\\xe9.txt is not UTF-8 and was read as Windows-1252",
+    ]
 
 
 def test_a_source_of_empty_files_is_refused(tmp_path: Path, prepared: Prepare) -> None:
