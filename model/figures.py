@@ -28,7 +28,7 @@ class CorpusFigures:
     encoder: str  # tiktoken or tokenizers
     encoder_why: str  # why it is not tiktoken
     commits: dict[str, str]  # of data sets on the Hub, by source
-    notes: int  # lines of notes.json
+    notes: int  # decisions about documents and files, most of them a line of notes.json
     cut: str = "never"  # where documents were cut: never, endoftext or paragraphs
     markers: int = 0  # `<|endoftext|>` that were read as letters
 

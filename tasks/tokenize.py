@@ -37,6 +37,9 @@ class Tokenize(Section):
     decides."""
     text_column: str = "text"
     """The column of JSONL, Parquet and Hub rows that has the text."""
+    encoding: str = ""
+    """Of text files that are not UTF-8: cp1251, gbk, shift_jis, …; empty: Windows-1252, where few enough letters have
+    accents that it can be."""
     split: str = "train"
     """The split of a Hub data set."""
     cut: Cut = "auto"
@@ -82,6 +85,18 @@ class Tokenize(Section):
             raise ValueError("tokenize.source names nothing to read; `docs` needs no network.")
         return source
 
+    @field_validator("encoding")
+    @classmethod
+    def known_encoding(cls, encoding: str) -> str:
+        try:
+            b"text".decode(encoding or "utf-8", "replace")  # of no byte, Python does not look the encoding up
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"tokenize.encoding = {encoding!r} is not an encoding that Python knows; cp1251, koi8-r, gbk, big5, "
+                "shift_jis, euc-kr and utf-16 are some."
+            ) from None
+        return encoding
+
     def recipe(self) -> Recipe:
         settings = self.model_dump(exclude={"workers", "dask"})
         return Recipe(**{**settings, "source": weighted(self.source)})
@@ -110,8 +125,8 @@ def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     notes: list[str] = read_json(out / "notes.json")
     for note in notes[:SHOWN]:
         log_line(f"tokenize   {note}")
-    if len(notes) > SHOWN:
-        log_line(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
+    if figures.notes > SHOWN:
+        log_line(f"tokenize   … and {figures.notes - SHOWN:,} more, in notes.json")
     return figures
 
 

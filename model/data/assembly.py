@@ -52,6 +52,7 @@ class Assembly:
         self.dropped: collections.Counter[str] = collections.Counter()
         self.near: collections.Counter[str] = collections.Counter()
         self.notes: list[str] = []
+        self.noted = 0  # decisions, those without a note of their own among them
         self.sources: list[tuple[str, int]] = []  # of consecutive held-out documents: their source and number
         self.read = 0  # documents, before any was left out
         self.train_documents = self.heldout_documents = self.train_bytes = self.heldout_bytes = 0
@@ -78,6 +79,7 @@ class Assembly:
         self.dropped.update(report.dropped)
         self.near.update(report.near)
         self.notes += report.notes
+        self.noted += report.noted
         self.markers += report.markers
         if report.longest > self.longest:
             self.longest, self.longest_name = report.longest, report.longest_name

@@ -57,6 +57,7 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)  # documents by reason
     near: dict[str, int] = field(default_factory=dict)  # documents near an item of an evaluation file, by its name
     notes: list[str] = field(default_factory=list)
+    noted: int = 0  # decisions, those without a note of their own among them
     longest: int = 0  # characters
     longest_name: str = ""
     markers: int = 0  # end-of-text markers that were read as letters
@@ -138,6 +139,7 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
                 if len(distinct) == recipe.limit:
                     break
     report.dropped, report.near = dict(dropped), dict(near)
+    report.noted = notes.total()
     for kind, count in notes.items():
         if count > NAMED:
             report.notes.append(f"… and {count - NAMED:,} more {kind or 'read as Windows-1252'} in the same part")

@@ -224,8 +224,7 @@ def _fill(
         _check_parts(assembly, recipe)
         facts = {"tokenizer": sha256(out / "tokenizer.json"), "commits": plan["commits"]}
         train, heldout = assembly.close(**facts)
-    notes = [*plan["notes"], *assembly.notes]
-    write_json(out / "notes.json", notes)
+    write_json(out / "notes.json", [*plan["notes"], *assembly.notes])
     write_json(out / "heldout/sources.json", assembly.sources)
     text_tokens = train["tokens"] - assembly.ends
     return CorpusFigures(
@@ -249,7 +248,7 @@ def _fill(
         commits=plan["commits"],
         cut=recipe.cut,
         markers=assembly.markers,
-        notes=len(notes),
+        notes=len(plan["notes"]) + assembly.noted,
     )
 
 

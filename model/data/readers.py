@@ -15,35 +15,27 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from model.data.decoding import Undecodable, decoded
 from model.data.document import EMPTY, Document, Flaw
 from model.data.strings import lone_surrogate, shown
 
-CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
 Documents = Iterator[Document | Flaw]
 Row = tuple[str, dict[str, Any]]  # its place, and its columns
 
 
-def text(path: Path, note: Callable[[str], None]) -> Documents:
-    """A file that is one document: UTF-8, or Windows-1252 (a superset of Latin-1's letters), which is noted."""
+def text(path: Path, encoding: str, note: Callable[[str], None]) -> Documents:
+    """A file that is one document, in UTF-8 or another `encoding` (decoding.py)."""
+    name = shown(path)
     try:
-        raw = path.read_bytes()
+        content, is_western = decoded(path.read_bytes(), encoding)
     except OSError as error:
         yield _unreadable(path, error)
-        return
-    if len(raw[:65536].translate(None, CONTROL)) < len(raw[:65536]):
-        yield Flaw(shown(path), "not_text", "it contains control bytes")
-        return
-    try:
-        decoded = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        try:
-            decoded = raw.decode("cp1252")
-        except UnicodeDecodeError:
-            at = f"byte {error.start} is {raw[error.start]:#x}"
-            yield Flaw(shown(path), "not_utf8", f"it is neither UTF-8 nor Windows-1252 ({at})")
-            return
-        note(f"{shown(path)} is not UTF-8 and was read as Windows-1252")
-    yield document(shown(path), decoded)
+    except Undecodable as error:
+        yield Flaw(name, error.reason, error.detail)
+    else:
+        if is_western:
+            note(f"{name} is not UTF-8 and was read as Windows-1252")
+        yield document(name, content)
 
 
 def jsonl(path: Path, column: str, start: int, stop: int) -> Documents:

@@ -13,6 +13,7 @@ class Recipe:
     tokenizer: str
     vocab_size: int
     text_column: str
+    encoding: str
     split: str
     cut: Cut
     limit: int

@@ -84,7 +84,9 @@ def _hub_documents(part: Part, recipe: Recipe) -> Iterator[Document | Flaw]:
 READERS: dict[Kind, Callable[[Part, Recipe, Note, int], Iterator[Document | Flaw]]] = {
     "docs": lambda part, recipe, note, workers: docs.documents(part.source, workers),
     "hub": lambda part, recipe, *_: _hub_documents(part, recipe),
-    "text": lambda part, recipe, note, _: chain.from_iterable(readers.text(Path(path), note) for path in part.paths),
+    "text": lambda part, recipe, note, _: chain.from_iterable(
+        readers.text(Path(path), recipe.encoding, note) for path in part.paths
+    ),
     "jsonl": lambda part, recipe, *_: readers.jsonl(Path(part.paths[0]), recipe.text_column, part.start, part.stop),
     "json": lambda part, recipe, *_: readers.json_array(Path(part.paths[0]), recipe.text_column),
     "compressed": lambda part, recipe, *_: readers.compressed_jsonl(Path(part.paths[0]), recipe.text_column),

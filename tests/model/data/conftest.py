@@ -13,6 +13,7 @@ PLAIN = {
     "tokenizer": "train",
     "vocab_size": 300,
     "text_column": "text",
+    "encoding": "",
     "split": "train",
     "cut": "auto",
     "limit": 0,

@@ -333,6 +333,8 @@ def test_only_the_first_notes_of_a_kind_are_kept_and_the_others_counted(tmp_path
     (tmp_path / "text").mkdir()
     for number in range(30):
         (tmp_path / "text" / f"{number:02}.txt").write_bytes(f"caf\xe9 number {number}".encode("cp1252"))
-    prepared(tmp_path / "text", tmp_path / "out", here)
+    figures = prepared(tmp_path / "text", tmp_path / "out", here)
     notes = json.loads((tmp_path / "out/notes.json").read_text())
-    assert len(notes) == 21 and notes[-1] == "… and 10 more read as Windows-1252 in the same part"
+    assert (
+        figures.notes == 30 and len(notes) == 21 and notes[-1] == "… and 10 more read as Windows-1252 in the same part"
+    )
