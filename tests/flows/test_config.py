@@ -27,11 +27,30 @@ def test_overrides_are_parsed_to_their_types() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["2024", "2024.5", "1e5", "0x10", "inf", "true", "2024-01-01", "08:30:00", "7 # seven", "docs", "a b"]
+)
+def test_a_setting_that_takes_a_string_takes_what_was_typed(name: str) -> None:
+    settings = {"tokenize.source": name, "sft.source": name, "tokenize.tokenizer": name, "about.author": name}
+    config = load("tiny", parsed(settings))
+    read = (config.tokenize.source, config.sft.source, config.tokenize.tokenizer, config.about.author)
+    assert read == (name,) * 4
+
+
+def test_a_setting_that_takes_a_string_among_others_is_read_as_toml() -> None:
+    config = load("tiny", parsed({"tokenize.source": '"2024"', "sft.source": '{docs = 1, "2024" = 2.5}'}))
+    assert config.tokenize.source == "2024" and config.sft.source == {"docs": 1, "2024": 2.5}
+    assert load("tiny", parsed({"tokenize.quality": "true"})).tokenize.quality is True
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"pretrain.step": "7"}, r"no setting pretrain\.step \(did you mean steps\?\)"),
         ({"pretrian.steps": "7"}, r"did you mean pretrain\?"),
         ({"steps": "7"}, r"section\.key"),
+        ({"tokenize.source": "caf\udce9"}, r"tokenize\.source = 'caf\\udce9' is not UTF-8.* Rename"),
+        ({"tokenize.sources": "2024"}, r"no setting tokenize\.sources \(did you mean source\?\)"),
+        ({"tokeniz.source": "2024"}, r"did you mean tokenize\?"),
         ({"pretrain.steps": "many"}, r"pretrain\.steps = 'many': input should be a valid integer"),
         ({"pretrain.steps": "0"}, r"pretrain\.steps = 0: input should be greater than 0"),
         ({"model.num_attention_heads": "9", "model.num_key_value_heads": "4"}, "9 is not a multiple .*\n.*8 or 12"),
@@ -58,6 +77,11 @@ def test_overrides_are_parsed_to_their_types() -> None:
 def test_invalid_settings_are_refused_by_name(overrides: dict[str, str], message: str) -> None:
     with pytest.raises(KodaError, match=message):
         load("tiny", parsed(overrides))
+
+
+def test_a_name_among_several_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(KodaError, match=r"^sft\.source = .*caf\\udce9.* is not UTF-8"):
+        load("tiny", {"sft": {"source": {"docs": 1, "caf\udce9": 1}}})
 
 
 def test_longest_repository_name_of_the_hub_is_accepted() -> None:
