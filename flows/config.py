@@ -17,6 +17,7 @@ from tasks.evaluate import Evaluate
 from tasks.extend import Extend
 from tasks.pretrain import Model, Pretrain
 from tasks.publish import Publish
+from tasks.runs.paths import STAGES
 from tasks.section import Section
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
@@ -48,6 +49,13 @@ class RunConfig(Section):
     """Measuring the model."""
     publish: Publish = Field(default_factory=Publish)
     """Where the exports go."""
+
+    def check_files(self, until: str) -> None:
+        """Raise KodaError where a stage up to `until` (empty: any) would be refused for a file that it names."""
+        for stage in STAGES[: STAGES.index(until) + 1] if until in STAGES else STAGES:
+            section: Section | None = getattr(self, stage, None)
+            if section is not None:
+                section.check()
 
     @model_validator(mode="after")
     def exportable(self) -> "RunConfig":

@@ -79,6 +79,10 @@ class Sft(TrainSection):
             return None
         return LoraRecipe(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
 
+    def check(self) -> None:
+        for source in weighted(self.source):
+            conversations.check(source)
+
     def fingerprint(self) -> str:
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 

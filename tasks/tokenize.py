@@ -101,6 +101,12 @@ class Tokenize(Section):
         settings = self.model_dump(exclude={"workers", "dask"})
         return Recipe(**{**settings, "source": weighted(self.source)})
 
+    def check(self) -> None:
+        for source in weighted(self.source):
+            sources.check(source)
+        if self.contamination:
+            Overlap.files(self.contamination)
+
     def fingerprint(self) -> str:
         read = [*map(sources.fingerprint, weighted(self.source)), tokenizer.fingerprint(self.tokenizer)]
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])

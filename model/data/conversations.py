@@ -50,6 +50,14 @@ def fingerprint(source: str) -> str:
     return " ".join(sha256(path) for path in sources.files(source, SUFFIXES, "sft.source"))
 
 
+def check(source: str) -> None:
+    """Raise KodaError for a source that is not there or has no file of conversations."""
+    if sources.is_hub(source):
+        hub.named(source)
+    elif source != "docs":
+        sources.files(source, SUFFIXES, "sft.source")
+
+
 def passed_over(source: str) -> list[str]:
     """A line about each kind of files that a folder has and that are not read."""
     return sources.passed_over(source, SUFFIXES)

@@ -56,6 +56,16 @@ def fingerprint(source: str) -> str:
     return "\n".join(facts)
 
 
+def check(source: str) -> None:
+    """Raise KodaError for a source that is not there, is named wrongly or has no file that is read; opens none."""
+    if is_docs(source):
+        docs.chosen(source)
+    elif is_hub(source):
+        hub.named(source)
+    else:
+        files(source)
+
+
 def parts(source: str, recipe: Recipe, commit: str) -> list[Part]:
     """The parts of a source in their order; of a Hub data set, those at `commit`.
 

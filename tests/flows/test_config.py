@@ -1,5 +1,6 @@
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,29 @@ def test_a_name_among_several_that_is_not_utf_8_is_refused() -> None:
 
 def test_longest_repository_name_of_the_hub_is_accepted() -> None:
     assert load("tiny", {"publish": {"to": "user/" + "a" * 91}}).publish.to.endswith("aaa")
+
+
+def test_files_are_looked_for_before_the_first_stage_runs(tmp_path: Path) -> None:
+    """Those of all stages that will run: a wrong sft.source must not be found after pretraining."""
+    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "text.txt").write_text("Text.")
+    for name, setting, message in (
+        ("nowhere", "sft.source", "sft.source = .* does not exist"),
+        ("rows.csv", "sft.source", "sft.source = .* does not end in .jsonl"),
+        ("text.txt", "sft.source", "sft.source = .* does not end in .jsonl"),
+        (".", "sft.source", "sft.source = .* contains no text"),
+        ("rows.csv", "tokenize.source", "tokenize.source = .* does not end in .txt"),
+        (".", "tokenize.contamination", "contains no .jsonl file"),
+    ):
+        config = load("tiny", parsed({setting: str(tmp_path / name)}))
+        with pytest.raises(KodaError, match=message):
+            config.check_files("")
+        if setting == "sft.source":
+            config.check_files("checkpoint")
+    for setting, wrong in (("tokenize", "hub:"), ("tokenize", "docs:no-such-package"), ("sft", "docs:stdlib")):
+        with pytest.raises(KodaError):
+            load("tiny", {setting: {"source": wrong}}).check_files("")
+    load("tiny", parsed({"tokenize.source": str(tmp_path / "text.txt")})).check_files("")
 
 
 def test_unknown_preset_is_refused_with_the_nearest() -> None:
