@@ -24,7 +24,7 @@ ACCENTED, FEW = 0.4, 8
 
 
 class Decoded(NamedTuple):
-    """A text, and whether it was read as Windows-1252 without being told."""
+    """A text, and whether it was read as Windows-1252 because nothing names its encoding."""
 
     text: str
     is_western: bool = False

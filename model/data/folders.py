@@ -39,9 +39,9 @@ def listing(root: Path, suffixes: tuple[str, ...], refuse: Callable[[OSError], N
                 is_one = path.name.lower().endswith(suffixes) and (path.is_file() or not path.exists())
                 (paths if is_one else others).append(path)
     notes = [
-        f"{what} and not read ({len(found):,}): {_named(root, found)}"
-        for found, what in ((others, "of other kinds"), (hidden, "hidden"))
-        if found
+        f"{what} and not read ({len(unread):,}): {_named(root, unread)}"
+        for unread, what in ((others, "of other kinds"), (hidden, "hidden"))
+        if unread
     ]
     return Listing(sorted(paths), notes)
 

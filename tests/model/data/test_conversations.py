@@ -146,8 +146,8 @@ REFUSED: list[tuple[Row, str, str]] = [
 
 @pytest.mark.parametrize(("row", "reason", "detail"), REFUSED)
 def test_what_is_not_read_is_named(tmp_path: Path, row: Row, reason: str, detail: str) -> None:
-    found = flaw(row, tmp_path)
-    assert found[0] == reason and detail in found[1]
+    actual = flaw(row, tmp_path)
+    assert actual[0] == reason and detail in actual[1]
     assert reason not in COUNTED
 
 

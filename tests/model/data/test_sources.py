@@ -275,7 +275,7 @@ def test_a_json_file_that_is_named_is_an_array_or_lines_of_rows(tmp_path: Path, 
     assert flaws(file, recipe(file)) == [("not_json", ", row 1"), ("no_column", ", row 2")]
     for raw, reason in ((b"[1, 2", "not_json"), (b'["caf\xe9"]', "not_utf8"), (b'{\n"text": 1}\n', "not_json")):
         file.write_bytes(raw)
-        assert {found for found, _ in flaws(file, recipe(file))} == {reason}
+        assert {name for name, _ in flaws(file, recipe(file))} == {reason}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path, recipe: MakeRecipe) -> None:
