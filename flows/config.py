@@ -4,11 +4,12 @@ import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from model.data.strings import lone_surrogate, strings
 from model.errors import KodaError
 from tasks.about import About
 from tasks.convert import Convert
@@ -16,6 +17,7 @@ from tasks.evaluate import Evaluate
 from tasks.extend import Extend
 from tasks.pretrain import Model, Pretrain
 from tasks.publish import Publish
+from tasks.runs.paths import STAGES
 from tasks.section import Section
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
@@ -47,6 +49,13 @@ class RunConfig(Section):
     """Measuring the model."""
     publish: Publish = Field(default_factory=Publish)
     """Where the exports go."""
+
+    def check_files(self, until: str) -> None:
+        """Raise KodaError where a stage up to `until` (empty: any) would be refused for a file that it names."""
+        for stage in STAGES[: STAGES.index(until) + 1] if until in STAGES else STAGES:
+            section: Section | None = getattr(self, stage, None)
+            if section is not None:
+                section.check()
 
     @model_validator(mode="after")
     def exportable(self) -> "RunConfig":
@@ -80,6 +89,9 @@ def begun_with(preset: str, run: Path | None) -> str:
 def parsed(pairs: dict[str, str]) -> Settings:
     """Settings as a command line gives them, `section.key: text`, each value read as TOML reads it.
 
+    A setting that takes a string takes the text as it was typed, where TOML would make a number, a truth value or a
+    date of it: folders have such names.
+
     >>> parsed({"pretrain.steps": "200"})
     {'pretrain': {'steps': 200}}
     """
@@ -88,7 +100,7 @@ def parsed(pairs: dict[str, str]) -> Settings:
         section, _, name = key.partition(".")
         if not name:
             raise KodaError(f"--set {key}: settings are named section.key; the sections are {', '.join(_sections())}.")
-        settings.setdefault(section, {})[name] = _value(text)
+        settings.setdefault(section, {})[name] = _value(text, _kinds(section, name))
     return settings
 
 
@@ -112,6 +124,12 @@ def load(preset: str, settings: Settings | None = None, run: Path | None = None)
             near = _nearest(section, _sections())
             raise KodaError(f"there is no section {section!r}{near}; the sections are {', '.join(_sections())}.")
         raw.setdefault(section, {}).update(values)
+        for key, value in values.items():
+            if any(map(lone_surrogate, strings([value, list(value) if isinstance(value, dict) else ""]))):
+                raise KodaError(
+                    f"{section}.{key} = {value!r} is not UTF-8, as run.toml is. Rename that file or folder, or link "
+                    "to it under another name."
+                )
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -153,12 +171,21 @@ def _assignment(name: str, value: Any) -> str:
     return f"{name} = {{ {', '.join(pairs)} }}"
 
 
-def _value(text: str) -> Any:
-    """A value as TOML reads it; what TOML cannot read is a plain string."""
+def _value(text: str, kinds: tuple[Any, ...]) -> Any:
+    """A value of one of these types as TOML reads it; what TOML cannot read, or reads as another, is a plain string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    is_container = isinstance(value, dict | list)
+    return text if str in kinds and type(value) not in kinds and not is_container else value
+
+
+def _kinds(section: str, name: str) -> tuple[Any, ...]:
+    """The types that a setting takes; none where there is no such setting."""
+    sections = {of: field.annotation for of, field in RunConfig.model_fields.items()}
+    field = getattr(sections.get(section), "model_fields", {}).get(name)
+    return () if field is None else get_args(field.annotation) or (field.annotation,)
 
 
 def _explain(problem: Any) -> str:

@@ -42,6 +42,7 @@ def pipeline(
     """
     folder = folder_of(name)
     c = load(preset, settings, folder)
+    c.check_files(until)  # what sft reads, before pretraining
     with Run(name, start=start, until=until, config_text=as_toml(begun_with(preset, folder), c)) as run:
         links(run.folder)
         with suppress(Reached):

@@ -28,7 +28,9 @@ class CorpusFigures:
     encoder: str  # tiktoken or tokenizers
     encoder_why: str  # why it is not tiktoken
     commits: dict[str, str]  # of data sets on the Hub, by source
-    notes: int  # lines of notes.json
+    notes: int  # decisions about documents and files, most of them a line of notes.json
+    cut: str = "never"  # where documents were cut: never, endoftext or paragraphs
+    markers: int = 0  # `<|endoftext|>` that were read as letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class PackingFigures:
     too_long: int  # left out
     cut: int = 0
     skipped: dict[str, int] = field(default_factory=dict)  # left out as bad input, by reason
+    unread: dict[str, int] = field(default_factory=dict)  # rows by the column of metadata that they have
     commits: dict[str, str] = field(default_factory=dict)  # of data sets on the Hub, by source
 
 

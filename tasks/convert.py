@@ -89,7 +89,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=4)
+@stage(version=5)
 def convert(
     out: Path,
     settings: Convert,

@@ -28,6 +28,9 @@ class Section(BaseModel):
         """What the stage reads besides its settings and the stages before it: a corpus, a file."""
         return ""
 
+    def check(self) -> None:
+        """Raise KodaError for a file or folder that these settings name and that cannot be read as what it is for."""
+
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what the stage makes."""
         operational = {

@@ -1,6 +1,7 @@
 """Stage 4: a model that continues text → one that answers, and stops."""
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from model.figures import (
 )
 from model.files import link, read_json
 from model.training.job import LoraRecipe
+from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.section import weighted
 from tasks.stage import stage
@@ -28,14 +30,18 @@ from tasks.training import TrainSection, run_training
 class Sft(TrainSection):
     source: str | dict[str, PositiveFloat] = "docs"
     """Conversations to learn from: `docs` (questions about the standard library); a file or folder of .jsonl (.gz,
-    .zst) or .parquet with `messages`, Dolly's columns, or OASST's trees; hub:USER/NAME[/CONFIG][@REVISION] of the
-    same; or several, each with how often it is read: {docs = 1, "rows.jsonl" = 2}."""
+    .zst) or .parquet, or a .json, with `messages`, ShareGPT's, Dolly's or Alpaca's columns, or OASST's trees;
+    hub:USER/NAME[/CONFIG][@REVISION] of the same; or several, each with how often it is read:
+    {docs = 1, "rows.jsonl" = 2}."""
     split: str = "train"
     """The split of a Hub data set."""
     language: str = ""
     """Of OASST's trees, only those in this language (`en`); empty: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
     """A row that is no conversation, or that has nothing to learn, ends the stage, or is left out and counted."""
+    metadata: tuple[str, ...] = ()
+    """Columns (or keys of a message) that are no part of a conversation, as `id`, `category` or `source` are not: they
+    are left unread. Text in any other column that is no part of it either is bad input."""
     too_long: Literal["skip", "truncate", "refuse"] = "skip"
     """A conversation longer than the context is left out, cut, or ends the stage; the first two are counted."""
     train_end: bool = True
@@ -73,15 +79,21 @@ class Sft(TrainSection):
             return None
         return LoraRecipe(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
 
+    def check(self) -> None:
+        for source in weighted(self.source):
+            conversations.check(source)
+
     def fingerprint(self) -> str:
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     facts = read_json(base / "weights/COMMIT.json")
     data, log = out / "data", out / "sft.log"
+    for note in chain.from_iterable(map(conversations.passed_over, weighted(settings.source))):
+        log_line(f"sft        {note}")
     counts = call(
         "model.data.packing:pack",
         log,
@@ -93,10 +105,13 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         too_long=settings.too_long,
         bad_input=settings.bad_input,
         train_end=settings.train_end,
+        metadata=[*settings.metadata],
         tokenizer=tokens / "tokenizer.json",
         sequence_length=facts["config"]["max_position_embeddings"],
         heldout_fraction=settings.heldout_fraction,
     )
+    if counts.unread:
+        log_line(f"sft        not read: {', '.join(f'{name} ({rows:,})' for name, rows in counts.unread.items())}")
     prompts: dict[str, Any] = {
         "tokenizer": tokens / "tokenizer.json",
         "prompts": data / "prompts.json",

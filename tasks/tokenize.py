@@ -11,9 +11,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from model.data import blocks, sources, tokenizer
 from model.data.blocks import Report, Work
+from model.data.cutting import Cut
 from model.data.filters import Overlap
 from model.data.prepare import Reports, in_order, on_this_machine, prepare
 from model.data.recipe import Recipe
+from model.data.tokenizer import END_OF_TEXT
 from model.errors import KodaError
 from model.figures import CorpusFigures
 from model.files import read_json, sha256
@@ -28,15 +30,22 @@ TOGETHER = 8  # parts in one task of an engine, of some 8 MB of text each
 
 class Tokenize(Section):
     source: str | dict[str, PositiveFloat] = "docs"
-    """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet;
-    hub:USER/NAME[/CONFIG][@REVISION], streamed from the Hugging Face Hub, at the newest commit where none is named
-    (it is recorded); or `docs`, the documentation installed
-    on this machine (`docs:stdlib,numpy` for some of it). Several, each with how often it is read:
-    {docs = 1, notes = 2.5}; where that is not whole, a document's hash decides."""
+    """Where the text comes from: a file or a folder of .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a
+    .json; hub:USER/NAME[/CONFIG][@REVISION], streamed from the Hugging Face Hub, at the newest commit where none is
+    named (it is recorded); or `docs`, the documentation installed on this machine (`docs:stdlib,numpy` for some of it).
+    Several, each with how often it is read: {docs = 1, notes = 2.5}; where that is not whole, a document's hash
+    decides."""
     text_column: str = "text"
     """The column of JSONL, Parquet and Hub rows that has the text."""
+    encoding: str = ""
+    """Of text files that are not UTF-8: cp1251, gbk, shift_jis, …; empty: Windows-1252, where few enough letters have
+    accents that it can be."""
     split: str = "train"
     """The split of a Hub data set."""
+    cut: Cut = "auto"
+    """Where a document is cut into several: `never`; `endoftext`, at each `<|endoftext|>`; `paragraphs`, there, and a
+    text of more than 6,000 characters around the pieces that are held out; `auto`, as the first of these by which some
+    text is held out and some is not."""
     limit: NonNegativeInt = 0
     """Documents that are kept of each source at most; 0: all."""
     bad_input: Literal["refuse", "skip"] = "refuse"
@@ -76,16 +85,34 @@ class Tokenize(Section):
             raise ValueError("tokenize.source names nothing to read; `docs` needs no network.")
         return source
 
+    @field_validator("encoding")
+    @classmethod
+    def known_encoding(cls, encoding: str) -> str:
+        try:
+            b"text".decode(encoding or "utf-8", "replace")  # of no byte, Python does not look the encoding up
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"tokenize.encoding = {encoding!r} is not an encoding that Python knows; cp1251, koi8-r, gbk, big5, "
+                "shift_jis, euc-kr and utf-16 are some."
+            ) from None
+        return encoding
+
     def recipe(self) -> Recipe:
         settings = self.model_dump(exclude={"workers", "dask"})
         return Recipe(**{**settings, "source": weighted(self.source)})
+
+    def check(self) -> None:
+        for source in weighted(self.source):
+            sources.check(source)
+        if self.contamination:
+            Overlap.files(self.contamination)
 
     def fingerprint(self) -> str:
         read = [*map(sources.fingerprint, weighted(self.source)), tokenizer.fingerprint(self.tokenizer)]
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
-@stage(version=3, resumes=True)
+@stage(version=4, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     """Text → tokenizer.json, train/ and heldout/."""
     figures = (_on_dask(settings) if settings.dask else _here)(out, settings)
@@ -93,13 +120,19 @@ def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     near = [f"{count:,} near an item of {name}" for name, count in figures.near_evaluation_items.items()]
     if counts := ", ".join([*dropped, *near]):
         log_line(f"tokenize   of {figures.read:,} read: {counts}")
+    if figures.cut != "never":
+        log_line(f"tokenize   documents were cut (tokenize.cut={figures.cut}): there are {figures.documents:,}")
+    if figures.markers:
+        log_line(
+            f"tokenize   {figures.markers:,} `{END_OF_TEXT}` were read as letters; tokenize.cut=endoftext cuts there"
+        )
     if figures.encoder_why:
         log_line(f"tokenize   encoded by {figures.encoder}, not tiktoken: {figures.encoder_why}")
     notes: list[str] = read_json(out / "notes.json")
     for note in notes[:SHOWN]:
         log_line(f"tokenize   {note}")
-    if len(notes) > SHOWN:
-        log_line(f"tokenize   … and {len(notes) - SHOWN} more of the kind, in notes.json")
+    if figures.notes > SHOWN:
+        log_line(f"tokenize   … and {figures.notes - SHOWN:,} more, in notes.json")
     return figures
 
 

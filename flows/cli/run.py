@@ -43,8 +43,9 @@ def run(name: str, preset: str, start: str, until: str, settings: "Settings") ->
     from tasks.runs.paths import folder_of
     from tasks.runs.run import Run
 
-    load(preset, settings, folder_of(name))  # refuse before anything starts
+    config = load(preset, settings, folder_of(name))  # refuse before anything starts
     Run(name, start=start, until=until)
+    config.check_files(until)
     with embedded_server(), causes_only():
         pipeline(preset=preset, name=name, start=start, until=until, settings=settings)
     print("\n".join(closing_lines(name)))

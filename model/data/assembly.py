@@ -13,6 +13,7 @@ import numpy as np
 
 from model.data import blocks
 from model.data.blocks import Block, Report
+from model.data.heldout import heldout
 from model.data.recipe import Recipe
 from model.data.shards import ShardWriter
 
@@ -51,11 +52,13 @@ class Assembly:
         self.dropped: collections.Counter[str] = collections.Counter()
         self.near: collections.Counter[str] = collections.Counter()
         self.notes: list[str] = []
+        self.noted = 0  # decisions, those without a note of their own among them
         self.sources: list[tuple[str, int]] = []  # of consecutive held-out documents: their source and number
         self.read = 0  # documents, before any was left out
         self.train_documents = self.heldout_documents = self.train_bytes = self.heldout_bytes = 0
         self.longest, self.longest_name = 0, ""  # characters
         self.ends = 0  # end-of-text tokens of the training part: its documents, repeated ones as often as they occur
+        self.markers = 0  # end-of-text markers that were read as letters
         self.copies = 0  # documents whose text occurred before, kept or not
         self._seen = Seen()
         # Blocks whose tokens are not yet all in complete shards: the stream's position after the block, and its file.
@@ -76,6 +79,8 @@ class Assembly:
         self.dropped.update(report.dropped)
         self.near.update(report.near)
         self.notes += report.notes
+        self.noted += report.noted
+        self.markers += report.markers
         if report.longest > self.longest:
             self.longest, self.longest_name = report.longest, report.longest_name
         for number in range(report.blocks):
@@ -97,13 +102,13 @@ class Assembly:
         if self.recipe.limit:
             keep &= np.cumsum(keep) <= self.recipe.limit - self.kept[source]
         self.kept[source] += int(keep.sum())
-        heldout = blocks.heldout(block.hashes, self.recipe.heldout_fraction)
-        self._add_heldout(block, heldout, keep, source)
-        self._add_train(block, part, number, heldout, keep, source)
+        is_out = heldout(block.hashes, self.recipe.heldout_fraction)
+        self._add_heldout(block, is_out, keep, source)
+        self._add_train(block, part, number, is_out, keep, source)
 
-    def _add_heldout(self, block: Block, heldout: np.ndarray, keep: np.ndarray, source: str) -> None:
-        chosen = keep[heldout]
-        lengths = block.lengths[heldout]
+    def _add_heldout(self, block: Block, is_out: np.ndarray, keep: np.ndarray, source: str) -> None:
+        chosen = keep[is_out]
+        lengths = block.lengths[is_out]
         self.heldout.extend(block.heldout_tokens[np.repeat(chosen, lengths)], lengths[chosen])
         texts = block.heldout_texts.tobytes().splitlines(keepends=True)
         self.texts.writelines(text for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen)
@@ -112,18 +117,18 @@ class Assembly:
             self.sources[-1] = (source, self.sources[-1][1] + int(chosen.sum()))
         else:
             self.sources.append((source, int(chosen.sum())))
-        self.heldout_bytes += int(block.sizes[heldout][chosen].sum())
+        self.heldout_bytes += int(block.sizes[is_out][chosen].sum())
 
     def _add_train(
-        self, block: Block, part: int, number: int, heldout: np.ndarray, keep: np.ndarray, source: str
+        self, block: Block, part: int, number: int, is_out: np.ndarray, keep: np.ndarray, source: str
     ) -> None:
         """Add the training documents to the shards, as often as their source's weight requires."""
-        lengths, sizes, hashes = (array[~heldout] for array in (block.lengths, block.sizes, block.hashes))
+        lengths, sizes, hashes = (array[~is_out] for array in (block.lengths, block.sizes, block.hashes))
         file, tokens, weight = blocks.tokens(self.folder, part, number), None, self.recipe.source[source]
         while weight > 0:
             # A fraction selects documents by other bits of the hash than the held-out part.
             share = (hashes * np.uint64(0x9E3779B97F4A7C15)).astype(np.float64) < min(weight, 1) * 2**64
-            chosen = keep[~heldout] & share
+            chosen = keep[~is_out] & share
             self.train_documents += int(chosen.sum()) if weight == self.recipe.source[source] else 0
             self.ends += int(chosen.sum())
             self.train_bytes += int(sizes[chosen].sum())

@@ -12,7 +12,6 @@ records the number of its blocks, and which documents were left out and why.
 
 import collections
 import functools
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.data import sources
+from model.data import cutting, sources
 from model.data import tokenizer as tokenizers
 from model.data.document import EMPTY, Document, Flaw
 from model.data.encoder import Encoder
 from model.data.filters import Overlap, reason
+from model.data.heldout import hash_of, heldout
 from model.data.recipe import Recipe
 from model.data.shards import token_type
 from model.data.sources import Part
@@ -57,8 +57,10 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)  # documents by reason
     near: dict[str, int] = field(default_factory=dict)  # documents near an item of an evaluation file, by its name
     notes: list[str] = field(default_factory=list)
+    noted: int = 0  # decisions, those without a note of their own among them
     longest: int = 0  # characters
     longest_name: str = ""
+    markers: int = 0  # end-of-text markers that were read as letters
     error: str = ""  # why the part was not read to its end; raised only if the part is needed, not if it was read ahead
 
 
@@ -107,7 +109,7 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
             report.notes.append(line)
 
     distinct: set[int] = set()  # hashes of the documents kept, where the recipe limits their number
-    for item in sources.documents(part, recipe, note, readers):
+    for item in cutting.cut(sources.documents(part, recipe, note, readers), recipe.cut, recipe.heldout_fraction):
         report.read += 1
         if isinstance(item, Flaw):
             if recipe.bad_input == "refuse" and item.reason != EMPTY:
@@ -127,6 +129,8 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
             dropped[why] += 1
         else:
             assert isinstance(item, Document)
+            if recipe.cut == "never":
+                report.markers += cutting.markers(item.text)
             if len(item.text) > report.longest:
                 report.longest, report.longest_name = len(item.text), item.name
             yield item
@@ -135,24 +139,10 @@ def kept(part: Part, recipe: Recipe, report: Report, readers: int = 1) -> Iterat
                 if len(distinct) == recipe.limit:
                     break
     report.dropped, report.near = dict(dropped), dict(near)
+    report.noted = notes.total()
     for kind, count in notes.items():
         if count > NAMED:
             report.notes.append(f"… and {count - NAMED:,} more {kind or 'read as Windows-1252'} in the same part")
-
-
-def is_heldout(text: str, fraction: float) -> bool:
-    """Does this text belong to the held-out part? Only its own bytes decide."""
-    return bool(heldout(np.array([hash_of(text)], np.uint64), fraction)[0])
-
-
-def heldout(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """`[n]` bool: which of the documents with these hashes are held out."""
-    return hashes < np.uint64(fraction * 2**64)
-
-
-def hash_of(text: str) -> int:
-    """64 bits that identify a document: two with the same hash are treated as copies."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def index(folder: Path, part: int, block: int) -> Path:

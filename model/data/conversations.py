@@ -1,33 +1,43 @@
 """Conversations to train on: `sft.source`, read by its form and its columns.
 
-A row is one of `messages` (`[{"role": "user", "content": …}, …]`), Dolly's columns (`instruction`, `context`,
-`response`; Conover et al. 2023), or a message of OASST's trees (Köpf et al. 2023, arXiv:2304.07327), flat as on the Hub
-or nested as in its `.trees.jsonl`.
+A row is of one of the FORMS, by the column that it has; or a message of OASST's trees (trees.py).
 """
 
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from model.data import docs, hub, readers, sources
-from model.data.chat import Message
+from model.data import docs, hub, instructions, readers, sources, turns
+from model.data.columns import unread
+from model.data.conversation import BadRow, Conversation, Turn, conversation, learned
 from model.data.document import Flaw
 from model.data.readers import Row
+from model.data.strings import lone_surrogate
+from model.data.trees import Trees, is_message
 from model.files import sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 QUESTIONS = ("What does `{}` do?", "What is `{}` for?", "Explain `{}`.", "Tell me about `{}`.")
 SENTENCE = re.compile(r"(?s)^(.{20,240}?[.!?])(?:\s|$)")
-ROLES = {"prompter": "user", "assistant": "assistant"}  # OASST's, and ours
 
 
-class Conversation(NamedTuple):
-    """Messages, and where they come from."""
+class Form(NamedTuple):
+    """A form of rows: the columns that it reads, beside those of all forms, and a function row, metadata → turns."""
 
-    name: str
-    messages: list[Message]
+    columns: frozenset[str]
+    read: Callable[[dict[str, Any], Collection[str]], list[Turn]]
+
+
+FORMS = {  # by the column that a row of this form has
+    "messages": Form(frozenset({"messages"}), lambda row, metadata: turns.read(row["messages"], "messages", metadata)),
+    "conversations": Form(
+        frozenset({"conversations"}), lambda row, metadata: turns.read(row["conversations"], "conversations", metadata)
+    ),
+    "instruction": Form(instructions.READ, lambda row, _: instructions.read(row)),
+}
+OF_ALL_FORMS = frozenset({"system", "weight", "train"})
 
 
 def fingerprint(source: str) -> str:
@@ -40,29 +50,42 @@ def fingerprint(source: str) -> str:
     return " ".join(sha256(path) for path in sources.files(source, SUFFIXES, "sft.source"))
 
 
-def conversations(source: str, split: str, commit: str, language: str) -> Iterator[Conversation | Flaw]:
+def check(source: str) -> None:
+    """Raise KodaError for a source that is not there or has no file of conversations."""
+    if sources.is_hub(source):
+        hub.named(source)
+    elif source != "docs":
+        sources.files(source, SUFFIXES, "sft.source")
+
+
+def passed_over(source: str) -> list[str]:
+    """A line about each kind of files that a folder has and that are not read."""
+    return sources.passed_over(source, SUFFIXES)
+
+
+def conversations(
+    source: str, split: str, commit: str, language: str, metadata: Collection[str] = ()
+) -> Iterator[Conversation | Flaw]:
     """The conversations of a source (of a Hub data set, at `commit`), and its flaws.
 
-    Of OASST's trees, those in `language`; all if it is empty.
+    Of OASST's trees, those in `language`; all if it is empty. `metadata`: columns that are no part of a conversation.
     """
     if source == "docs":
         yield from _from_docs()
         return
-    trees: dict[str, list[dict[str, Any]]] = {}  # OASST's messages by their parent's id; "" for roots
+    trees = Trees(source)
     for item in _rows(source, split, commit):
         if isinstance(item, Flaw):
             yield item
             continue
         name, row = item
-        if _is_tree_message(row):
-            trees.setdefault(row.get("parent_id") or "", []).append(row)
-        elif _is_tree_message(row.get("prompt")):
-            _unfold(row["prompt"], "", trees)
+        if is_message(row):
+            trees.add(row)
+        elif is_message(row.get("prompt")):
+            trees.add(row["prompt"])
         else:
-            yield _from_row(name, row)
-    for root in trees.get("", []):
-        if not language or root.get("lang") == language:
-            yield Conversation(f"{source}, tree {root['message_id']}", _best_path(root, trees))
+            yield _checked(_from_row(name, row, metadata))
+    yield from map(_checked, trees.conversations(language))
 
 
 def _rows(source: str, split: str, commit: str) -> Iterable[Row | Flaw]:
@@ -83,63 +106,52 @@ def _from_docs() -> Iterator[Conversation]:
             if sentence and not any(part.startswith("_") for part in entry.name.split(".")):
                 digest = hashlib.sha256(entry.name.encode()).digest()
                 question = QUESTIONS[digest[0] % len(QUESTIONS)].format(entry.name)
-                yield Conversation(entry.name, _pair(question, sentence[1]))
+                yield conversation(entry.name, _pair(question, sentence[1]))
 
 
-def _from_row(name: str, row: dict[str, Any]) -> Conversation | Flaw:
-    """The conversation in a row of `messages` or of Dolly's columns, or a flaw."""
-    if "messages" in row:
-        messages = row["messages"]
-        if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            roles = "system, user and assistant"
-            return Flaw(name, "bad_messages", f"its `messages` are not a list of {{role, content}}, with {roles}")
-        return Conversation(name, [{"role": m["role"], "content": m["content"]} for m in messages])
-    question, answer, context = row.get("instruction"), row.get("response"), row.get("context") or ""
-    if not all(isinstance(part, str) for part in (question, answer, context)):
-        form = "neither `messages`, nor `instruction` and `response`, nor a message of a tree"
-        return Flaw(name, "no_conversation", f"the row has {form}; it has {', '.join(sorted(row)) or 'nothing'}")
-    return Conversation(name, _pair(f"{question}\n\n{context}" if context else str(question), str(answer)))
+def _from_row(name: str, row: dict[str, Any], metadata: Collection[str]) -> Conversation | Flaw:
+    """The conversation in a row of one of the FORMS, or a flaw."""
+    row = {column: value for column, value in row.items() if value is not None}  # Parquet fills what is not there
+    form = next((form for column, form in FORMS.items() if column in row), None)
+    if form is None:
+        has = ", ".join(sorted(row)) or "nothing"
+        return Flaw(
+            name, "no_conversation", f"the row has none of {', '.join(FORMS)}, nor is it of a tree; it has {has}"
+        )
+    try:
+        read = _with_system(form.read(row, metadata), row.get("system"))
+        if not learned(row, ""):
+            read = [turn._replace(learned=False) for turn in read]
+        others = {column: value for column, value in row.items() if column not in form.columns | OF_ALL_FORMS}
+        return conversation(name, read, unread(others, [turn.content for turn in read], metadata))
+    except BadRow as bad:
+        return Flaw(name, bad.reason, bad.detail)
 
 
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and message.get("role") in ("system", "user", "assistant")
-        and isinstance(message.get("content"), str)
-    )
+def _with_system(read: list[Turn], system: Any) -> list[Turn]:
+    """The turns after the message in a row's column `system`. Raises BadRow."""
+    if system is not None and not isinstance(system, str):
+        raise BadRow("no_conversation", f"its `system` is {type(system).__name__}, not a string")
+    if not system or system.isspace():
+        return read
+    if read and read[0].role == "system":
+        if read[0].content.strip() == system.strip():
+            return read
+        raise BadRow("bad_messages", "its `system` differs from the system message that it begins with")
+    return [Turn("system", system), *read]
 
 
-def _is_tree_message(message: Any) -> bool:
-    """Is this a message of OASST's, and are all messages nested in it?"""
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("message_id"), str)
-        and isinstance(message.get("text"), str)
-        and message.get("role") in ROLES
-        and all(map(_is_tree_message, message.get("replies") or ()))
-    )
+def _checked(item: Conversation | Flaw) -> Conversation | Flaw:
+    """A conversation, or a flaw if a text of it cannot be encoded, or if a blank answer would be learned."""
+    if isinstance(item, Flaw):
+        return item
+    for number, message in enumerate(item.messages):
+        if detail := lone_surrogate(message["content"]):
+            return Flaw(item.name, "lone_surrogate", f"in message {number}, {detail}")
+        if message["role"] == "assistant" and number not in item.unlearned and not message["content"].strip():
+            return Flaw(item.name, "nothing_to_learn", f"its answer is blank (message {number})")
+    return item
 
 
-def _unfold(message: dict[str, Any], parent: str, trees: dict[str, list[dict[str, Any]]]) -> None:
-    """Add a nested message and its replies to `trees`, by their parent's id."""
-    trees.setdefault(parent, []).append(message)
-    for reply in message.get("replies") or ():
-        _unfold(reply, message["message_id"], trees)
-
-
-def _best_path(root: dict[str, Any], trees: dict[str, list[dict[str, Any]]]) -> list[Message]:
-    """From the root along the replies that people ranked best (rank 0), down to the last answer."""
-    path: list[Message] = []
-    node: dict[str, Any] | None = root
-    while node is not None:
-        path.append({"role": ROLES[node["role"]], "content": node["text"]})
-        replies = [reply for reply in trees.get(node["message_id"], []) if not reply.get("deleted")]
-        unranked = len(replies)
-        node = min(replies, key=lambda m: unranked if m.get("rank") is None else m["rank"], default=None)
-    while path and path[-1]["role"] != "assistant":
-        path.pop()
-    return path
-
-
-def _pair(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _pair(question: str, answer: str) -> list[Turn]:
+    return [Turn("user", question), Turn("assistant", answer)]

@@ -18,5 +18,6 @@ class Flaw(NamedTuple):
     detail: str
 
 
-# The reason of a flaw that needs no fix: it is counted and never refused.
-EMPTY = "empty"
+# The reasons of flaws that need no fix: they are counted and never refused.
+EMPTY, DELETED, ORPHAN, REPEATED = "empty", "deleted", "orphan", "repeated"
+COUNTED = frozenset({EMPTY, DELETED, ORPHAN, REPEATED})

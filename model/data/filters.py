@@ -1,15 +1,17 @@
 """Document filters: quality rules for any language, and overlap with evaluation items."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from model.data import readers
+from model.data.document import Flaw
+from model.data.folders import listing
 from model.data.recipe import Recipe
+from model.data.strings import strings
 from model.errors import KodaError
 
 WORDS = 13  # consecutive words that two texts share: Brown et al. 2020, appendix C
@@ -53,7 +55,7 @@ class Overlap:
     @staticmethod
     def files(folder: str) -> list[Path]:
         """The files of items in a folder. Raises KodaError if there are none."""
-        paths = sorted(Path(folder).rglob("*.jsonl"))
+        paths = listing(Path(folder), (".jsonl",)).paths
         if not paths:
             raise KodaError(f"tokenize.contamination = {folder!r} contains no .jsonl file of evaluation items.")
         return paths
@@ -68,16 +70,13 @@ class Overlap:
         return self.names[self._owners[hits[0]]] if len(hits) else ""
 
     def _items(self, path: Path) -> Iterator[np.ndarray]:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line.decode()) if line.strip() else {}
-                except ValueError as error:
-                    raise KodaError(f"{path}, line {number}: not JSON ({error}).") from None
-                for text in _strings(row):
-                    for word in WORD.findall(text.lower()):
-                        self._words.setdefault(word, _hash(word))
-                    yield self._hashes(text)
+        for row in readers.rows(path):
+            if isinstance(row, Flaw):
+                raise KodaError(f"{row.name}: {row.detail}. tokenize.contamination takes rows of evaluation items.")
+            for text in strings(row[1]):
+                for word in WORD.findall(text.lower()):
+                    self._words.setdefault(word, _hash(word))
+                yield self._hashes(text)
 
     def _hashes(self, text: str) -> np.ndarray:
         """A hash of each WORDS consecutive words: a polynomial in the words' hashes. A word of no item counts as 0."""
@@ -94,11 +93,3 @@ class Overlap:
 
 def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)

@@ -7,9 +7,10 @@ from typing import Any
 
 from model.data import chat, conversations, sources
 from model.data import tokenizer as tokenizers
-from model.data.blocks import hash_of, is_heldout
 from model.data.chat import Message
-from model.data.document import Flaw
+from model.data.conversation import Conversation
+from model.data.document import COUNTED, Flaw
+from model.data.heldout import hash_of, is_heldout
 from model.data.shards import STARTS, TRAINED, ShardWriter
 from model.errors import KodaError
 from model.figures import PackingFigures
@@ -62,6 +63,7 @@ def pack(
     too_long: str,
     bad_input: str,
     train_end: bool,
+    metadata: list[str],
 ) -> PackingFigures:
     """Write train/ and heldout/ shards of rows, and prompts.json: the held-out questions and their answers.
 
@@ -72,6 +74,7 @@ def pack(
     size, end = encoder.get_vocab_size(), tokenizers.end_of_text(encoder)
     rows = {part: Rows(Path(out) / part, size, sequence_length, end) for part in ("train", "heldout")}
     counts: collections.Counter[str] = collections.Counter(conversations=0, heldout_conversations=0, too_long=0, cut=0)
+    unread: collections.Counter[str] = collections.Counter()  # rows by column
     prompts: list[dict[str, Any]] = []
     record = Path(out) / "commits.json"  # of the first attempt, so that later attempts read the same rows
     if not record.is_file():
@@ -79,18 +82,19 @@ def pack(
     commits: dict[str, str] = read_json(record)
 
     def leave_out(flaw: Flaw) -> None:
-        if bad_input == "refuse":
+        if bad_input == "refuse" and flaw.reason not in COUNTED:
             raise KodaError(
                 f"{flaw.name}: {flaw.detail}. Fix it, remove it, or leave out all such input with sft.bad_input=skip."
             )
         counts[flaw.reason] += 1
 
     for name, weight in source.items():
-        for item in conversations.conversations(name, split, commits.get(name, ""), language):
+        for item in conversations.conversations(name, split, commits.get(name, ""), language, metadata):
             if isinstance(item, Flaw):
                 leave_out(item)
                 continue
-            complete = chat.encode(encoder, item.messages, train_end)
+            unread.update(item.unread)
+            complete = chat.encode(encoder, item.messages, train_end, item.unlearned)
             tokens = _fit(complete, sequence_length + 1, too_long, item.name)
             if tokens is None:
                 counts["too_long"] += 1
@@ -101,25 +105,25 @@ def pack(
             elif is_heldout(_question(item.messages), heldout_fraction):
                 counts["heldout_conversations"] += 1
                 rows["heldout"].add(tokens)
-                prompts.append(_prompt(item.messages))
+                prompts.append(_prompt(item))
             else:
                 copies = _copies(item.messages, weight)
                 counts["conversations"] += copies > 0
                 for _ in range(copies):
                     rows["train"].add(tokens)
-    if not counts["conversations"] or not counts["heldout_conversations"]:
+    kinds = {name: counts.pop(name) for name in ("conversations", "heldout_conversations", "too_long", "cut")}
+    skipped = {reason: count for reason, count in counts.items() if count}
+    if not kinds["conversations"] or not kinds["heldout_conversations"]:
+        bad = "".join(f", {count} left out as {reason}" for reason, count in skipped.items())
         raise KodaError(
-            f"sft.source = {', '.join(source)} has {counts['conversations']} conversations to train on and "
-            f"{counts['heldout_conversations']} held out ({counts['too_long']} were longer than the context of "
-            f"{sequence_length} tokens). Both parts need some."
+            f"sft.source = {', '.join(source)} has {kinds['conversations']} conversations to train on and "
+            f"{kinds['heldout_conversations']} held out ({kinds['too_long']} were longer than the context of "
+            f"{sequence_length} tokens{bad}). Both parts need some."
         )
     for part in rows.values():
         part.close()
     write_json(Path(out) / "prompts.json", prompts)
-    kinds = {name: counts.pop(name) for name in ("conversations", "heldout_conversations", "too_long", "cut")}
-    return PackingFigures(
-        **kinds, skipped={reason: count for reason, count in counts.items() if count}, commits=commits
-    )
+    return PackingFigures(**kinds, skipped=skipped, unread=dict(unread), commits=commits)
 
 
 def _fit(tokens: chat.Tokens, length: int, too_long: str, name: str) -> chat.Tokens | None:
@@ -134,10 +138,11 @@ def _fit(tokens: chat.Tokens, length: int, too_long: str, name: str) -> chat.Tok
     return chat.Tokens(tokens.ids[:length], tokens.trained[:length]) if too_long == "truncate" else None
 
 
-def _prompt(messages: list[Message]) -> dict[str, Any]:
-    """Everything up to the last answer, and that answer."""
-    last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
-    return {"messages": messages[:last], "answer": messages[last]["content"]}
+def _prompt(item: Conversation) -> dict[str, Any]:
+    """Everything up to the last answer that is to be learned, and that answer."""
+    answers = {number for number, message in enumerate(item.messages) if message["role"] == "assistant"}
+    last = max(answers - item.unlearned)
+    return {"messages": item.messages[:last], "answer": item.messages[last]["content"]}
 
 
 def _question(messages: list[Message]) -> str:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from model.data import blocks, sources
 from model.data import tokenizer as tokenizers
 from model.data.assembly import Assembly
 from model.data.blocks import Report, Work
+from model.data.cutting import CUTS, Cut
 from model.data.document import Document
 from model.data.encoder import Encoder, EncodersDiffer
+from model.data.heldout import hash_of, is_heldout
 from model.data.recipe import Recipe
 from model.data.shards import JOURNAL
 from model.data.sources import Part
@@ -33,6 +36,7 @@ from model.files import atomic_write, read_json, sha256, sweep, write_json
 from model.parent import die_with_parent
 
 BUILDING = ".blocks"
+UNCUT = 10_000  # documents of a source that is never cut by itself, whatever the held-out fraction is
 LEARN_FROM = 20_000_000  # characters that a vocabulary is learned from: the first of the training part
 
 Watch = Callable[[float, float, str], None]  # takes bytes done, bytes in all, and a message
@@ -54,6 +58,10 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
     sweep(out)
     plan = _plan(folder, recipe)
     parts = [Part(**{**part, "paths": tuple(part["paths"])}) for part in plan["parts"]]
+    if not plan["cut"]:
+        plan["cut"] = _cut(recipe, parts)
+        _write_plan(folder, plan)
+    recipe = replace(recipe, cut=plan["cut"])
     if not (out / "tokenizer.json").is_file():
         with atomic_write(out / "tokenizer.json") as file:
             file.write(_tokenizer(recipe, parts, readers).to_str(pretty=True))
@@ -72,7 +80,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
         for part in ("train", "heldout"):
             shutil.rmtree(out / part, ignore_errors=True)
         plan |= {"encoder": "tokenizers", "why": str(error)}
-        write_json(folder / "plan.json", plan)
+        _write_plan(folder, plan)
         figures = _fill(out, tokenizer, parts, plan, recipe, spread, watch, readers)
     folder.rename(done)
     journal.unlink()
@@ -117,8 +125,40 @@ def _plan(folder: Path, recipe: Recipe) -> dict[str, Any]:
             for source in recipe.source
             for part in sources.parts(source, recipe, commits.get(source, ""))
         ]
-        write_json(path, {"parts": parts, "commits": commits, "encoder": "", "why": ""})
+        notes = [note for source in recipe.source for note in sources.passed_over(source)]
+        facts = {"parts": parts, "commits": commits, "notes": notes, "cut": "", "encoder": "", "why": ""}
+        _write_plan(folder, facts)
     return read_json(path)
+
+
+def _write_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """In ASCII: the name of a file may have bytes that are not UTF-8, which JSON can only escape."""
+    with atomic_write(folder / "plan.json") as file:
+        json.dump(plan, file, indent=1)
+
+
+def _cut(recipe: Recipe, parts: list[Part]) -> Cut:
+    """Where documents are cut: as the recipe says, or at the first of CUTS by which both parts get documents."""
+    if recipe.cut != "auto":
+        return recipe.cut
+    return next((cut for cut in CUTS if _divides(replace(recipe, cut=cut), parts)), CUTS[-1])
+
+
+def _divides(recipe: Recipe, parts: list[Part]) -> bool:
+    """Are there documents for both parts? Reads no further than to the first of each; many of one part are enough."""
+    seen: dict[str, set[int]] = collections.defaultdict(set)  # the hashes of each source's documents
+    places = set()
+    for part in parts:
+        if recipe.limit and len(seen[part.source]) >= recipe.limit:
+            continue
+        for document in blocks.kept(part, recipe, Report()):
+            seen[part.source].add(hash_of(document.text))
+            if recipe.limit and len(seen[part.source]) > recipe.limit:
+                break
+            places.add(is_heldout(document.text, recipe.heldout_fraction))
+            if len(places) == 2 or len(seen[part.source]) == UNCUT:
+                return True
+    return False
 
 
 def _tokenizer(recipe: Recipe, parts: list[Part], readers: int) -> Tokenizer:
@@ -135,7 +175,7 @@ def _tokenizer(recipe: Recipe, parts: list[Part], readers: int) -> Tokenizer:
                 counts[part.source] += 1
                 if recipe.limit and counts[part.source] > recipe.limit:
                     break
-                if not blocks.is_heldout(document.text, recipe.heldout_fraction):
+                if not is_heldout(document.text, recipe.heldout_fraction):
                     yield document.text
                     characters += len(document.text)
                 if characters >= LEARN_FROM:
@@ -184,7 +224,7 @@ def _fill(
         _check_parts(assembly, recipe)
         facts = {"tokenizer": sha256(out / "tokenizer.json"), "commits": plan["commits"]}
         train, heldout = assembly.close(**facts)
-    write_json(out / "notes.json", assembly.notes)
+    write_json(out / "notes.json", [*plan["notes"], *assembly.notes])
     write_json(out / "heldout/sources.json", assembly.sources)
     text_tokens = train["tokens"] - assembly.ends
     return CorpusFigures(
@@ -206,7 +246,9 @@ def _fill(
         encoder=plan["encoder"],
         encoder_why=plan["why"],
         commits=plan["commits"],
-        notes=len(assembly.notes),
+        cut=recipe.cut,
+        markers=assembly.markers,
+        notes=len(plan["notes"]) + assembly.noted,
     )
 
 
@@ -221,7 +263,12 @@ def _check_parts(assembly: Assembly, recipe: Recipe) -> None:
         left_out = ", ".join(f"{count} {reason}" for reason, count in _dropped(assembly).items()) or "none was left out"
         raise KodaError(f"tokenize.source = {names} is empty: no document has text in it ({left_out}).")
     if not assembly.heldout_documents or not assembly.train_documents:
+        cure = (
+            "more text, or another tokenize.heldout_fraction"
+            if recipe.cut == "paragraphs"
+            else "tokenize.cut=auto, which cuts long documents into pieces, or more documents"
+        )
         raise KodaError(
             f"tokenize.source = {names} has {assembly.documents} document(s), {assembly.heldout_documents} of them "
-            "held out. Both parts need some: use more documents, or another tokenize.heldout_fraction."
+            f"held out. Both parts need some: use {cure}."
         )

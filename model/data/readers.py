@@ -3,6 +3,7 @@
 Files are streamed where their format allows it, and no letter is ever replaced.
 """
 
+import codecs
 import io
 import json
 import zlib
@@ -14,34 +15,27 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from model.data.decoding import Undecodable, decoded
 from model.data.document import EMPTY, Document, Flaw
+from model.data.strings import lone_surrogate, shown
 
-CONTROL = bytes(frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b"))
 Documents = Iterator[Document | Flaw]
 Row = tuple[str, dict[str, Any]]  # its place, and its columns
 
 
-def text(path: Path, note: Callable[[str], None]) -> Documents:
-    """A file that is one document: UTF-8, or Windows-1252 (a superset of Latin-1's letters), which is noted."""
+def text(path: Path, encoding: str, note: Callable[[str], None]) -> Documents:
+    """A file that is one document, in UTF-8 or another `encoding` (decoding.py)."""
+    name = shown(path)
     try:
-        raw = path.read_bytes()
+        content, is_western = decoded(path.read_bytes(), encoding)
     except OSError as error:
         yield _unreadable(path, error)
-        return
-    if len(raw[:65536].translate(None, CONTROL)) < len(raw[:65536]):
-        yield Flaw(str(path), "not_text", "it contains control bytes")
-        return
-    try:
-        decoded = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        try:
-            decoded = raw.decode("cp1252")
-        except UnicodeDecodeError:
-            at = f"byte {error.start} is {raw[error.start]:#x}"
-            yield Flaw(str(path), "not_utf8", f"it is neither UTF-8 nor Windows-1252 ({at})")
-            return
-        note(f"{path} is not UTF-8 and was read as Windows-1252")
-    yield document(str(path), decoded)
+    except Undecodable as error:
+        yield Flaw(name, error.reason, error.detail)
+    else:
+        if is_western:
+            note(f"{name} is not UTF-8 and was read as Windows-1252")
+        yield document(name, content)
 
 
 def jsonl(path: Path, column: str, start: int, stop: int) -> Documents:
@@ -54,16 +48,23 @@ def compressed_jsonl(path: Path, column: str) -> Documents:
     return texts(_compressed_lines(path), column)
 
 
+def json_array(path: Path, column: str) -> Documents:
+    """The documents of a `.json`: an array of objects, or an object in each line."""
+    return texts(_json_rows(path), column)
+
+
 def parquet(path: Path, column: str, start: int, stop: int) -> Documents:
     """The documents in row groups `start … stop` of a Parquet file."""
     return texts(_parquet_rows(path, [column], start, stop), column)
 
 
 def rows(path: Path) -> Iterator[Row | Flaw]:
-    """Every row of a JSONL (compressed or not) or Parquet file, with all its columns."""
-    if path.suffix in (".gz", ".zst"):
+    """Every row of a JSONL (compressed or not), JSON or Parquet file, with all its columns."""
+    if path.suffix.lower() in (".gz", ".zst"):
         return _compressed_lines(path)
-    return _parquet_rows(path) if path.suffix == ".parquet" else _lines(path)
+    if path.suffix.lower() == ".json":
+        return _json_rows(path)
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _lines(path)
 
 
 def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row | Flaw]:
@@ -75,7 +76,7 @@ def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row 
                 if not rest.endswith(b"\n"):
                     return  # no line begins here
                 start += len(rest) - 1
-            yield from _objects(file, str(path), start, stop)
+            yield from _objects(file, shown(path), start, stop)
     except OSError as error:
         yield _unreadable(path, error)
 
@@ -83,13 +84,31 @@ def _lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Row 
 def _compressed_lines(path: Path) -> Iterator[Row | Flaw]:
     try:
         with path.open("rb") as raw:
-            stream = _Decompressed(raw, _gzip if path.suffix == ".gz" else _zstandard)
+            stream = _Decompressed(raw, _gzip if path.suffix.lower() == ".gz" else _zstandard)
             with io.BufferedReader(stream, 1 << 17) as file:
-                yield from _objects(file, str(path), 0, None)
+                yield from _objects(file, shown(path), 0, None)
     except EOFError:
-        yield Flaw(str(path), "truncated", "it is incomplete; it was cut short when it was written or copied")
+        yield Flaw(shown(path), "truncated", "it is incomplete; it was cut short when it was written or copied")
     except (zlib.error, zstandard.ZstdError) as error:
-        yield Flaw(str(path), "damaged", f"it cannot be decompressed ({error})")
+        yield Flaw(shown(path), "damaged", f"it cannot be decompressed ({error})")
+    except OSError as error:
+        yield _unreadable(path, error)
+
+
+def _json_rows(path: Path) -> Iterator[Row | Flaw]:
+    try:
+        with path.open("rb") as file:
+            is_array = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        if not is_array:
+            yield from _lines(path)
+            return
+        for number, row in enumerate(json.loads(path.read_bytes().decode("utf-8-sig"))):
+            name = f"{shown(path)}, row {number}"
+            yield (name, row) if isinstance(row, dict) else Flaw(name, "not_json", "it is not a JSON object")
+    except UnicodeDecodeError as error:
+        yield Flaw(shown(path), "not_utf8", f"it is not UTF-8: byte {error.start} is {error.object[error.start]:#x}")
+    except (ValueError, RecursionError) as error:
+        yield Flaw(shown(path), "not_json", f"it is not an array of JSON ({error})")
     except OSError as error:
         yield _unreadable(path, error)
 
@@ -101,22 +120,24 @@ def _parquet_rows(
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if missing := set(columns or ()) - set(names):
-                yield no_column(str(path), missing.pop(), names)
+                yield no_column(shown(path), missing.pop(), names)
                 return
             groups = range(start, file.num_row_groups if stop is None else stop)
             number = sum(file.metadata.row_group(group).num_rows for group in range(start))
             for batch in file.iter_batches(256, list(groups), columns):
                 for row in range(batch.num_rows):
-                    name = f"{path}, row {number + row}"
+                    name = f"{shown(path)}, row {number + row}"
                     try:
                         yield name, batch.slice(row, 1).to_pylist()[0]
                     except UnicodeDecodeError as error:
                         yield Flaw(
-                            name, "not_utf8", f"byte {error.start} of its text is {error.object[error.start]:#x}"
+                            name,
+                            "not_utf8",
+                            f"it is not UTF-8: byte {error.start} of its text is {error.object[error.start]:#x}",
                         )
                 number += batch.num_rows
     except pyarrow.ArrowException as error:
-        yield Flaw(str(path), "damaged", f"it is not a complete Parquet file ({str(error).splitlines()[0]})")
+        yield Flaw(shown(path), "damaged", f"it is not a complete Parquet file ({str(error).splitlines()[0]})")
     except OSError as error:
         yield _unreadable(path, error)
 
@@ -142,10 +163,7 @@ def document(name: str, content: str) -> Document | Flaw:
     """A text as a document; a flaw if it is empty or cannot be encoded in UTF-8."""
     if not content or content.isspace():
         return Flaw(name, EMPTY, "there is no text in it")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        detail = f"character {error.start} is half of a surrogate pair (\\u{ord(content[error.start]):04x})"
+    if detail := lone_surrogate(content):
         return Flaw(name, "lone_surrogate", detail)
     return Document(name, content)
 
@@ -161,18 +179,18 @@ def _objects(file: BinaryIO, path: str, position: int, stop: int | None) -> Iter
             return
         name, position = f"{path}, byte {position}", position + len(line)
         try:
-            row = json.loads(line.decode())
+            row = json.loads(line.decode("utf-8-sig"))  # a byte order mark begins the file, or one that was appended
         except UnicodeDecodeError as error:
-            yield Flaw(name, "not_utf8", f"byte {error.start} of the line is {line[error.start]:#x}")
+            yield Flaw(name, "not_utf8", f"it is not UTF-8: byte {error.start} of the line is {line[error.start]:#x}")
         except (ValueError, RecursionError) as error:
-            if line.strip():
+            if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield Flaw(name, "not_json", f"the line is not JSON ({error})")
         else:
             yield (name, row) if isinstance(row, dict) else Flaw(name, "not_json", "the line is not a JSON object")
 
 
 def _unreadable(path: Path, error: OSError) -> Flaw:
-    return Flaw(str(path), "unreadable", error.strerror or str(error))
+    return Flaw(shown(path), "unreadable", error.strerror or str(error))
 
 
 class _Decompressed(io.RawIOBase):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.data.cutting import Cut
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -11,7 +13,9 @@ class Recipe:
     tokenizer: str
     vocab_size: int
     text_column: str
+    encoding: str
     split: str
+    cut: Cut
     limit: int
     shortest: int
     longest: int

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from model.data import docs, hub, readers
+from model.data import docs, folders, hub, readers
 from model.data.document import Document, Flaw
 from model.data.recipe import Recipe
+from model.data.strings import shown
 from model.errors import KodaError
 from model.files import sha256
 
@@ -20,7 +21,8 @@ PART = 8 << 20  # bytes of one part, where a source can be cut
 PART_FILES = 1000  # most files in one part
 SMALL = 1 << 30  # bytes of a source up to which its fingerprint is of the files' content
 
-Kind = Literal["docs", "hub", "text", "jsonl", "compressed", "parquet"]
+ROWS = ".json"  # read where a file is named; in a folder it is more often about the data than data
+Kind = Literal["docs", "hub", "text", "jsonl", "json", "compressed", "parquet"]
 Note = Callable[[str], None]  # takes a line about a document that needed a decision
 
 
@@ -47,11 +49,21 @@ def fingerprint(source: str) -> str:
     stats = [(path, path.stat()) for path in files(source) if path.exists()]
     small = sum(stat.st_size for _, stat in stats) <= SMALL
     facts = (
-        f"{os.path.relpath(path, source)} {sha256(path) if small else f'{stat.st_size} {stat.st_mtime_ns}'}"
+        f"{shown(os.path.relpath(path, source))} {sha256(path) if small else f'{stat.st_size} {stat.st_mtime_ns}'}"
         for path, stat in stats
         if os.access(path, os.R_OK)
     )
     return "\n".join(facts)
+
+
+def check(source: str) -> None:
+    """Raise KodaError for a source that is not there, is named wrongly or has no file that is read; opens none."""
+    if is_docs(source):
+        docs.chosen(source)
+    elif is_hub(source):
+        hub.named(source)
+    else:
+        files(source)
 
 
 def parts(source: str, recipe: Recipe, commit: str) -> list[Part]:
@@ -82,8 +94,11 @@ def _hub_documents(part: Part, recipe: Recipe) -> Iterator[Document | Flaw]:
 READERS: dict[Kind, Callable[[Part, Recipe, Note, int], Iterator[Document | Flaw]]] = {
     "docs": lambda part, recipe, note, workers: docs.documents(part.source, workers),
     "hub": lambda part, recipe, *_: _hub_documents(part, recipe),
-    "text": lambda part, recipe, note, _: chain.from_iterable(readers.text(Path(path), note) for path in part.paths),
+    "text": lambda part, recipe, note, _: chain.from_iterable(
+        readers.text(Path(path), recipe.encoding, note) for path in part.paths
+    ),
     "jsonl": lambda part, recipe, *_: readers.jsonl(Path(part.paths[0]), recipe.text_column, part.start, part.stop),
+    "json": lambda part, recipe, *_: readers.json_array(Path(part.paths[0]), recipe.text_column),
     "compressed": lambda part, recipe, *_: readers.compressed_jsonl(Path(part.paths[0]), recipe.text_column),
     "parquet": lambda part, recipe, *_: readers.parquet(Path(part.paths[0]), recipe.text_column, part.start, part.stop),
 }
@@ -105,11 +120,18 @@ def is_hub(source: str) -> bool:
 def files(source: str, suffixes: tuple[str, ...] = SUFFIXES, setting: str = "tokenize.source") -> list[Path]:
     """The files with these suffixes in a folder and below it, sorted; or the one file that `source` names.
 
-    Raises KodaError where there is no such file or folder, and for a folder that cannot be read.
+    Raises KodaError where there is no such file or folder, for a file of another kind, and for a folder that cannot be
+    read or has no such file.
     """
     root = Path(source)
     if root.is_file():
-        return [root]
+        name = root.name.lower()
+        if name.endswith((*suffixes, ROWS)) or (".txt" in suffixes and not root.suffix):
+            return [root]
+        plain = " Give plain text the ending .txt." if ".txt" in suffixes else ""
+        raise KodaError(
+            f"{setting} = {source!r} is not read: it does not end in {', '.join((*suffixes, ROWS))}.{plain}"
+        )
     if not root.exists():
         raise KodaError(
             f"{setting} = {source!r} does not exist. Use a file or a folder, `docs` (the documentation on this "
@@ -117,27 +139,34 @@ def files(source: str, suffixes: tuple[str, ...] = SUFFIXES, setting: str = "tok
         )
 
     def refuse(error: OSError) -> None:
-        raise KodaError(f"{error.filename}: {error.strerror}. Every folder of {setting} must be readable.")
+        raise KodaError(f"{shown(error.filename)}: {error.strerror}. Every folder of {setting} must be readable.")
 
-    paths = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(root, onerror=refuse)
-        for name in names
-        if name.endswith(suffixes)
-    )
-    if not paths:
-        raise KodaError(f"{setting} = {source!r} contains no text: no file there ends in {', '.join(suffixes)}.")
-    return paths
+    listed = folders.listing(root, suffixes, refuse)
+    if not listed.paths:
+        unread = "".join(f" ({note})" for note in listed.notes)
+        raise KodaError(
+            f"{setting} = {source!r} contains no text: no file there ends in {', '.join(suffixes)}{unread}."
+        )
+    return listed.paths
+
+
+def passed_over(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """A line about each kind of files that a folder has and that are not read."""
+    if is_docs(source) or is_hub(source) or not Path(source).is_dir():
+        return []
+    return [f"{source}: {note}" for note in folders.listing(Path(source), suffixes).notes]
 
 
 def _file_parts(source: str, path: Path) -> Iterator[Part]:
-    name, paths = path.name, (str(path),)
+    name, paths = path.name.lower(), (str(path),)
     size = path.stat().st_size if path.exists() else 0
     if name.endswith((".jsonl.gz", ".jsonl.zst")):
         yield Part(source, "compressed", paths, size=size)
     elif name.endswith(".jsonl"):
         for start in range(0, max(size, 1), PART):
             yield Part(source, "jsonl", paths, start, start + PART, min(PART, size - start))
+    elif name.endswith(ROWS):
+        yield Part(source, "json", paths, size=size)
     elif name.endswith(".parquet"):
         yield from _parquet_parts(source, path, size)
     else:

@@ -5,12 +5,13 @@ BoolQ (Clark et al. 2019), OpenBookQA (Mihaylov et al. 2018) and LAMBADA (Papern
 The metric that is quoted of each task is in `published.TASKS`: a task belongs in both tables.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model.data import document, readers
+from model.data.strings import lone_surrogate, strings
 from model.errors import KodaError
 from model.evaluation.items import Item
 
@@ -144,15 +145,12 @@ def _items(name: str, where: str, rows: Iterator[Row], limit: int) -> list[Item]
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise KodaError(f"{path}, item {number}: not JSON ({error}).") from None
-            if not isinstance(row, dict):
-                raise KodaError(f"{path}, item {number}: not a row with columns.")
-            yield row
+    for number, row in enumerate(readers.rows(path)):
+        if isinstance(row, document.Flaw):
+            raise KodaError(f"{path}, item {number}: {row.detail}.")
+        if detail := next(filter(None, map(lone_surrogate, strings(row[1]))), ""):
+            raise KodaError(f"{path}, item {number}: in its text, {detail}.")
+        yield row[1]
 
 
 def _hub(task: Task) -> Iterator[Row]:

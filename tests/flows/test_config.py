@@ -1,5 +1,6 @@
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +28,30 @@ def test_overrides_are_parsed_to_their_types() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["2024", "2024.5", "1e5", "0x10", "inf", "true", "2024-01-01", "08:30:00", "7 # seven", "docs", "a b"]
+)
+def test_a_setting_that_takes_a_string_takes_what_was_typed(name: str) -> None:
+    settings = {"tokenize.source": name, "sft.source": name, "tokenize.tokenizer": name, "about.author": name}
+    config = load("tiny", parsed(settings))
+    read = (config.tokenize.source, config.sft.source, config.tokenize.tokenizer, config.about.author)
+    assert read == (name,) * 4
+
+
+def test_a_setting_that_takes_a_string_among_others_is_read_as_toml() -> None:
+    config = load("tiny", parsed({"tokenize.source": '"2024"', "sft.source": '{docs = 1, "2024" = 2.5}'}))
+    assert config.tokenize.source == "2024" and config.sft.source == {"docs": 1, "2024": 2.5}
+    assert load("tiny", parsed({"tokenize.quality": "true"})).tokenize.quality is True
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"pretrain.step": "7"}, r"no setting pretrain\.step \(did you mean steps\?\)"),
         ({"pretrian.steps": "7"}, r"did you mean pretrain\?"),
         ({"steps": "7"}, r"section\.key"),
+        ({"tokenize.source": "caf\udce9"}, r"tokenize\.source = 'caf\\udce9' is not UTF-8.* Rename"),
+        ({"tokenize.sources": "2024"}, r"no setting tokenize\.sources \(did you mean source\?\)"),
+        ({"tokeniz.source": "2024"}, r"did you mean tokenize\?"),
         ({"pretrain.steps": "many"}, r"pretrain\.steps = 'many': input should be a valid integer"),
         ({"pretrain.steps": "0"}, r"pretrain\.steps = 0: input should be greater than 0"),
         ({"model.num_attention_heads": "9", "model.num_key_value_heads": "4"}, "9 is not a multiple .*\n.*8 or 12"),
@@ -60,8 +80,36 @@ def test_invalid_settings_are_refused_by_name(overrides: dict[str, str], message
         load("tiny", parsed(overrides))
 
 
+def test_a_name_among_several_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(KodaError, match=r"^sft\.source = .*caf\\udce9.* is not UTF-8"):
+        load("tiny", {"sft": {"source": {"docs": 1, "caf\udce9": 1}}})
+
+
 def test_longest_repository_name_of_the_hub_is_accepted() -> None:
     assert load("tiny", {"publish": {"to": "user/" + "a" * 91}}).publish.to.endswith("aaa")
+
+
+def test_files_are_looked_for_before_the_first_stage_runs(tmp_path: Path) -> None:
+    """Those of all stages that will run: a wrong sft.source must not be found after pretraining."""
+    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "text.txt").write_text("Text.")
+    for name, setting, message in (
+        ("nowhere", "sft.source", "sft.source = .* does not exist"),
+        ("rows.csv", "sft.source", "sft.source = .* does not end in .jsonl"),
+        ("text.txt", "sft.source", "sft.source = .* does not end in .jsonl"),
+        (".", "sft.source", "sft.source = .* contains no text"),
+        ("rows.csv", "tokenize.source", "tokenize.source = .* does not end in .txt"),
+        (".", "tokenize.contamination", "contains no .jsonl file"),
+    ):
+        config = load("tiny", parsed({setting: str(tmp_path / name)}))
+        with pytest.raises(KodaError, match=message):
+            config.check_files("")
+        if setting == "sft.source":
+            config.check_files("checkpoint")
+    for setting, wrong in (("tokenize", "hub:"), ("tokenize", "docs:no-such-package"), ("sft", "docs:stdlib")):
+        with pytest.raises(KodaError):
+            load("tiny", {setting: {"source": wrong}}).check_files("")
+    load("tiny", parsed({"tokenize.source": str(tmp_path / "text.txt")})).check_files("")
 
 
 def test_unknown_preset_is_refused_with_the_nearest() -> None:

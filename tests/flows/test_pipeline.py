@@ -12,7 +12,7 @@ import pytest
 from flows import stages
 from model import arrays
 from model.files import read_json
-from tests.pipeline import await_step, command, run, status
+from tests.pipeline import KODA, await_step, command, run, status
 
 
 @pytest.mark.timeout(900)
@@ -73,6 +73,17 @@ def test_adapter_in_peft_equals_the_merged_model(finished_run: Path) -> None:
         theirs = adapted(tokens).logits.numpy()
     merged = weights.load(finished_run / "sft/weights")(tokens.numpy())
     assert abs(theirs - merged).max() < 1e-4
+
+
+def test_corpus_in_one_file_needs_no_setting_but_its_name(tmp_path: Path) -> None:
+    """A play as people have it: speeches with empty lines between them."""
+    speeches = (f"Speaker {n % 7}:\nThis is speech {n}; it says {n * n}.\nAnd so on.\n\n" for n in range(12_000))
+    (tmp_path / "input.txt").write_text("".join(speeches))
+    printed = run(tmp_path, KODA, "run", "--name", "play", "--until", "tokenize", "--set", "tokenize.source=input.txt")
+    assert "documents were cut (tokenize.cut=paragraphs)" in printed
+    figures = read_json(tmp_path / "runs/play/tokenize/stage.json")["figures"]
+    share = figures["heldout_bytes"] / (tmp_path / "input.txt").stat().st_size
+    assert 0.01 < share < 0.06 and figures["train_bytes"] > 0.9 * (tmp_path / "input.txt").stat().st_size
 
 
 def test_report_refers_to_no_other_file(finished_run: Path) -> None:

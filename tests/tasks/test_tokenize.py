@@ -83,6 +83,14 @@ def test_settings_of_how_and_where_it_runs_are_not_decisive(text: Path) -> None:
     assert settings.decisive() != Tokenize(source=str(text), limit=5).decisive()
 
 
+@pytest.mark.parametrize("encoding", ["latin9000", "rot13", "hex", "a\0b"])
+def test_unknown_encoding_is_refused_by_name(encoding: str) -> None:
+    with pytest.raises(ValidationError, match=r"tokenize\.encoding = .* is not an encoding"):
+        Tokenize(encoding=encoding)
+    for known in ("", "utf-8", "utf-16", "utf-32", "gbk", "KOI8-R"):
+        assert Tokenize(encoding=known).encoding == known
+
+
 def test_impossible_source_is_refused() -> None:
     for wrong in ("", {}, {"docs": 0}, {"docs": -1.0}):
         with pytest.raises(ValidationError):

@@ -1,5 +1,9 @@
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 
+import pytest
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from model.data import chat
@@ -39,6 +43,27 @@ def test_transformers_renders_the_template_to_the_same_tokens(tokenizer_file: Pa
         assert chat.encode_prompt(tokenizer, talk[:-1]) == theirs.apply_chat_template(
             talk[:-1], add_generation_prompt=True, return_dict=False
         )
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+UNREADABLE = [
+    ([{"role": "tool", "content": "4"}], "The roles are system, user and assistant"),
+    ([{"role": "", "content": "4"}], "The roles are system, user and assistant"),
+    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "Only parts of type text"),
+    ([{"role": "assistant", "content": "", "tool_calls": [CALL]}], "Calls of tools cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("talk", "message"), UNREADABLE)
+def test_transformers_renders_parts_of_text_and_no_other_part_or_role(
+    tokenizer_file: Path, talk: list[dict[str, Any]], message: str
+) -> None:
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token=tokenizers.END_OF_TEXT)
+    theirs.chat_template = chat.TEMPLATE
+    assert theirs.apply_chat_template(PARTS, tokenize=False) == "### User:\nHi\n\n"
+    with pytest.raises(TemplateError, match=message):
+        theirs.apply_chat_template(talk, tokenize=False)
 
 
 def test_a_message_cannot_end_the_answer(tokenizer_file: Path) -> None:
@@ -88,3 +113,8 @@ def test_llama_cpp_renders_the_template_to_the_same_tokens(tokenizer_file: Path,
         text = server._post("/apply-template", {"messages": talk})["prompt"]
         ids = server._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
         assert ids == chat.encode_prompt(tokenizer, talk)
+    assert server._post("/apply-template", {"messages": PARTS})["prompt"].startswith("### User:\nHi\n\n")
+    for talk, message in (UNREADABLE[0], UNREADABLE[-1]):
+        with pytest.raises(HTTPError) as raised:
+            server._post("/apply-template", {"messages": [*talk, *PARTS]})
+        assert message in raised.value.read().decode()

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from model.data import docs
-from model.data.blocks import is_heldout
 from model.data.docs import LONGEST, SECTION, SHORTEST, Entry
 from model.data.document import Document
+from model.data.heldout import is_heldout
 from model.errors import KodaError
 
 Install = Callable[..., list[Document]]

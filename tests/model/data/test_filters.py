@@ -58,6 +58,16 @@ def test_a_folder_without_items_is_refused(tmp_path: Path) -> None:
         Overlap(str(tmp_path))
 
 
+def test_items_are_read_as_other_files_of_rows_are(items: Path) -> None:
+    """A byte order mark, a suffix in capitals, a copy that macOS left; what cannot be read is named."""
+    (items / "B.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps({"q": ITEM[::-1]}).encode() + b"\n\n")
+    (items / "._arc.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert Overlap(str(items)).near(ITEM[::-1]) == "B"
+    (items / "c.jsonl").write_bytes(b'{"q": "caf\xe9"}\n')
+    with pytest.raises(KodaError, match=r"c\.jsonl, byte 0: it is not UTF-8.*tokenize\.contamination"):
+        Overlap(str(items))
+
+
 def test_documents_near_an_item_are_counted_and_dropped_if_so_set(
     tmp_path: Path, items: Path, prepared: Prepare
 ) -> None:

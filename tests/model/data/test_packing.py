@@ -13,7 +13,8 @@ import pytest
 from model.attention import Segments
 from model.data import tokenizer as tokenizers
 from model.data.batches import Batches
-from model.data.conversations import Conversation, conversations
+from model.data.conversation import Conversation
+from model.data.conversations import conversations
 from model.data.document import Flaw
 from model.data.packing import pack
 from model.errors import KodaError
@@ -103,6 +104,7 @@ def packed(tmp_path: Path, tokenizer_file: Path) -> Any:
             "too_long": "skip",
             "bad_input": "refuse",
             "train_end": True,
+            "metadata": [],
             **changes,
         }
         weights = source if isinstance(source, dict) else {str(source): 1.0}
@@ -210,6 +212,60 @@ def test_a_common_system_message_does_not_put_all_conversations_in_one_part(tmp_
     ]
     counts = packed(write_rows(tmp_path / "rows.jsonl", talks))
     assert counts.heldout_conversations > 3 and counts.conversations > 30
+
+
+def test_a_message_that_is_marked_is_not_trained_and_not_asked_for(
+    tmp_path: Path, tokenizer_file: Path, packed: Any
+) -> None:
+    """Rows as they are found: OpenAI's with a `weight`, and a column of metadata."""
+    talks = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n}?"},
+                {"role": "assistant", "content": "Wrong.", "weight": 0},
+                {"role": "user", "content": "No."},
+                {"role": "assistant", "content": "Right.", "weight": 1},
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": "Wrong.", "weight": 0},
+            ],
+            "category": "x",
+        }
+        for n in range(40)
+    ]
+    counts = packed(write_rows(tmp_path / "rows.jsonl", talks), 160)
+    assert counts.unread == {"category": 40}
+    batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=160, seed=0)
+    batch = batches.take(np.arange(batches.rows))
+    trained = tokenizers.load(str(tokenizer_file)).decode(batch.targets_BT[batch.weights_BT > 0].tolist(), False)
+    assert trained == "Right.<|endoftext|>" * counts.conversations
+    assert {line["answer"] for line in read_json(tmp_path / "out/prompts.json")} == {"Right."}
+
+
+@pytest.mark.parametrize("train_end", [True, False])
+def test_a_blank_answer_is_never_trained_on(tmp_path: Path, packed: Any, train_end: bool) -> None:
+    rows = [*dolly(30), {"instruction": "Say 1", "context": "", "response": "  \n"}]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(KodaError, match=r"byte \d+: its answer is blank"):
+        packed(source, train_end=train_end)
+    counts = packed(source, train_end=train_end, bad_input="skip")
+    assert counts.skipped == {"nothing_to_learn": 1} and counts.conversations + counts.heldout_conversations == 30
+
+
+def test_what_needs_no_fix_is_counted_and_not_refused(tmp_path: Path, packed: Any) -> None:
+    trees = [
+        row
+        for n in range(30)
+        for row in (message(f"{n}", None, f"{n}?", "prompter"), message(f"{n}a", f"{n}", "Yes.", rank=0))
+    ]
+    lost = [message("x", "nowhere", "Lost."), message("y", None, "Hm?", "prompter", deleted=True)]
+    counts = packed(write_rows(tmp_path / "rows.jsonl", [*trees, *lost]))
+    assert counts.skipped == {"orphan": 1, "deleted": 1}
+
+
+def test_no_conversation_at_all_is_refused_with_every_count(tmp_path: Path, packed: Any) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"instruction": "?", "response": ""}, {"x": 1}])
+    with pytest.raises(KodaError, match=r"has 0 .*1 left out as nothing_to_learn, 1 left out as no_conversation"):
+        packed(source, bad_input="skip")
 
 
 def test_flaws_name_their_place(tmp_path: Path) -> None:

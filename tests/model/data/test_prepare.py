@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from model.data import blocks, sources
 from model.data.assembly import Seen
-from model.data.blocks import Report, Work, is_heldout
+from model.data.blocks import Report, Work
+from model.data.heldout import is_heldout
 from model.data.prepare import heldout_documents, in_order, on_this_machine
 from model.data.shards import Shards
 from model.errors import KodaError
@@ -210,6 +212,22 @@ def test_bad_input_is_refused_or_counted(tmp_path: Path, prepared: Prepare) -> N
     assert any("x.jsonl, byte 17" in note for note in json.loads((tmp_path / "out/notes.json").read_text()))
 
 
+def test_names_that_are_not_utf_8_and_files_that_are_not_read_are_in_the_notes(
+    tmp_path: Path, prepared: Prepare
+) -> None:
+    source = corpus(tmp_path / "text", 40)
+    (source / "table.csv").write_text("a,b")
+    os.rename(os.fsencode(source / "000.txt"), os.fsencode(source) + b"/caf\xe9.txt")  # noqa: PTH104  # bytes
+    with open(os.fsencode(source) + b"/b\xe9.txt", "wb") as file:  # noqa: PTH123
+        file.write(b"caf\xe9")
+    figures = prepared(source, tmp_path / "out", on_this_machine(1))
+    assert figures.documents == 41 and figures.notes == 2
+    assert json.loads((tmp_path / "out/notes.json").read_text()) == [
+        f"{source}: of other kinds and not read (1): table.csv",
+        f"{source}/b\\xe9.txt is not UTF-8 and was read as Windows-1252",
+    ]
+
+
 def test_a_source_of_empty_files_is_refused(tmp_path: Path, prepared: Prepare) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(" \n")
@@ -315,6 +333,8 @@ def test_only_the_first_notes_of_a_kind_are_kept_and_the_others_counted(tmp_path
     (tmp_path / "text").mkdir()
     for number in range(30):
         (tmp_path / "text" / f"{number:02}.txt").write_bytes(f"caf\xe9 number {number}".encode("cp1252"))
-    prepared(tmp_path / "text", tmp_path / "out", here)
+    figures = prepared(tmp_path / "text", tmp_path / "out", here)
     notes = json.loads((tmp_path / "out/notes.json").read_text())
-    assert len(notes) == 21 and notes[-1] == "… and 10 more read as Windows-1252 in the same part"
+    assert (
+        figures.notes == 30 and len(notes) == 21 and notes[-1] == "… and 10 more read as Windows-1252 in the same part"
+    )

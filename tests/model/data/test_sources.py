@@ -188,6 +188,104 @@ def test_a_missing_source_or_one_without_text_is_refused(tmp_path: Path, recipe:
         texts(tmp_path, recipe(tmp_path))
 
 
+@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+def test_a_suffix_is_read_in_any_case(tmp_path: Path, recipe: MakeRecipe, suffix: str) -> None:
+    name = f"a{suffix.upper()}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(3)), tmp_path / name)
+    elif suffix.startswith(".jsonl"):
+        packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
+        (tmp_path / name).write_bytes(packers.get(suffix[6:], bytes)(as_jsonl(rows(3))))
+    else:
+        (tmp_path / name).write_text(str(rows(3)[0]["text"]))
+    expected = [row["text"] for row in rows(3)] if suffix not in (".txt", ".md") else [rows(3)[0]["text"]]
+    for source in (tmp_path, tmp_path / name):
+        assert texts(source, recipe(source)) == expected
+
+
+def test_what_a_folder_has_and_is_not_read_is_noted(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "a.txt").write_text("read")
+    for name in ("b.csv", "c.json", "d.txt.gz", "e.zip", "none"):
+        (tmp_path / name).write_text("other")
+    for name in (".ipynb_checkpoints/a.txt", "__MACOSX/._a.txt", "more/._a.txt", "more/.trash/b.txt", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("hidden")
+    os.mkfifo(tmp_path / "pipe.txt")  # reading it would wait for ever
+    assert texts(tmp_path, recipe(tmp_path)) == ["read"]
+    assert sources.passed_over(str(tmp_path)) == [
+        f"{tmp_path}: of other kinds and not read (6): b.csv, c.json, d.txt.gz, and 3 more",
+        f"{tmp_path}: hidden and not read (5): .hidden.txt, .ipynb_checkpoints, __MACOSX, and 2 more",
+    ]
+    assert sources.passed_over(str(tmp_path / "a.txt")) == sources.passed_over("docs") == []
+
+
+def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / ".corpus").mkdir()
+    (tmp_path / ".corpus/a.txt").write_text("read")
+    assert texts(tmp_path / ".corpus", recipe(tmp_path)) == ["read"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, recipe: MakeRecipe) -> None:
+    outside, corpus = tmp_path / "outside", tmp_path / "corpus"
+    for folder in (outside / "deep", corpus / "own"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(f"in {folder.name}")
+    (corpus / "link").symlink_to(outside)
+    (corpus / "again").symlink_to(outside / "deep")
+    (corpus / "a_link_before").symlink_to(corpus / "own")  # what has a name of its own keeps it
+    (outside / "back").symlink_to(corpus)  # a loop
+    (corpus / "gone").symlink_to(tmp_path / "removed")
+    read = sources.files(str(corpus))
+    assert [str(path.relative_to(corpus)) for path in read] == ["again/a.txt", "own/a.txt"]
+    assert texts(corpus, recipe(corpus)) == ["in deep", "in own"]
+
+
+def test_a_name_that_is_not_utf_8_is_read_and_escaped(tmp_path: Path, recipe: MakeRecipe) -> None:
+    folder = os.fsencode(tmp_path)
+    for name in (b"caf\xe9.txt", b"caf\xe9.jsonl"):
+        with open(os.path.join(folder, name), "wb") as file:  # noqa: PTH118, PTH123  # bytes are no Path
+            file.write(b"caf\xe9" if name.endswith(b"txt") else b'{"text": "row"}\n{\n')
+    notes: list[str] = []
+    read = list(items(tmp_path, recipe(tmp_path), notes))
+    names = [item.name.removeprefix(f"{tmp_path}/") for item in read]
+    assert names == [r"caf\xe9.jsonl, byte 0", r"caf\xe9.jsonl, byte 16", r"caf\xe9.txt"]
+    lines = [*names, *notes, *sources.passed_over(str(tmp_path)), sources.fingerprint(str(tmp_path))]
+    assert all(line.encode() for line in lines)
+
+
+def test_a_file_that_is_named_must_be_of_a_kind_that_is_read(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "corpus").write_text("Plain text.")
+    assert texts(tmp_path / "corpus", recipe(tmp_path)) == ["Plain text."]
+    for name in ("a.csv", "a.txt.gz", "a.json.gz", "a.zip", "a.tar", "a.pdf"):
+        (tmp_path / name).write_text("a,b\n1,2\n")
+        with pytest.raises(KodaError, match=rf"'{tmp_path}/{name}' is not read: it does not end in \.txt, .*\.json\."):
+            texts(tmp_path / name, recipe(tmp_path))
+
+
+def test_a_json_file_that_is_named_is_an_array_or_lines_of_rows(tmp_path: Path, recipe: MakeRecipe) -> None:
+    file, expected = tmp_path / "a.json", [row["text"] for row in rows(5)]
+    for raw in (
+        as_jsonl(rows(5)),
+        json.dumps(rows(5), indent=1).encode(),
+        b"\xef\xbb\xbf " + json.dumps(rows(5)).encode(),
+    ):
+        file.write_bytes(raw)
+        assert texts(file, recipe(file)) == expected
+    file.write_text('[{"text": "good"}, 7, {"body": "x"}]')
+    assert flaws(file, recipe(file)) == [("not_json", ", row 1"), ("no_column", ", row 2")]
+    for raw, reason in ((b"[1, 2", "not_json"), (b'["caf\xe9"]', "not_utf8"), (b'{\n"text": 1}\n', "not_json")):
+        file.write_bytes(raw)
+        assert {name for name, _ in flaws(file, recipe(file))} == {reason}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path, recipe: MakeRecipe) -> None:
+    mark, raw = b"\xef\xbb\xbf", as_jsonl(rows(3))
+    (tmp_path / "a.jsonl").write_bytes(mark + raw + mark + raw + mark)  # two such files, one appended to the other
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(mark + raw))
+    assert texts(tmp_path, recipe(tmp_path)) == [row["text"] for row in rows(3)] * 3
+    assert flaws(tmp_path, recipe(tmp_path)) == []
+
+
 def test_the_fingerprint_of_files_depends_on_their_content_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     before = sources.fingerprint(str(tmp_path))

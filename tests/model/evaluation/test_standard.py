@@ -152,13 +152,27 @@ def test_missing_files_and_lines_that_are_not_rows_are_reported(tmp_path: Path) 
     with pytest.raises(KodaError, match="item 0: there is no column"):
         standard.items(["arc_easy", "piqa"], str(tmp_path))
     (tmp_path / "piqa.jsonl").write_text("[1]\n")
-    with pytest.raises(KodaError, match="item 0: not a row"):
+    with pytest.raises(KodaError, match="item 0: the line is not a JSON object"):
         standard.items(["piqa"], str(tmp_path))
     (tmp_path / "piqa.jsonl").write_text("{\n")
-    with pytest.raises(KodaError, match="item 0: not JSON"):
+    with pytest.raises(KodaError, match="item 0: the line is not JSON"):
         standard.items(["piqa"], str(tmp_path))
     (tmp_path / "piqa.jsonl").write_text("")
     with pytest.raises(KodaError, match="has no items"):
+        standard.items(["piqa"], str(tmp_path))
+
+
+def test_items_are_read_as_text_editors_and_other_tools_leave_them(tmp_path: Path) -> None:
+    """A byte order mark, empty lines, and line ends of Windows; what cannot be read is named by its item."""
+    row = json.dumps(GOOD["piqa"]).encode()
+    file = tmp_path / "piqa.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row + b"\n\n \n")
+    assert len(standard.items(["piqa"], str(tmp_path))["piqa"]) == 2
+    file.write_bytes(row + b"\n\n" + row.replace(b'"g"', b'"caf\xe9"'))
+    with pytest.raises(KodaError, match=r"piqa\.jsonl, item 1: it is not UTF-8: byte 13 of the line is 0xe9"):
+        standard.items(["piqa"], str(tmp_path))
+    file.write_bytes(row + b"\n" + row.replace(b'"g"', b'"half \\ud83d"'))
+    with pytest.raises(KodaError, match=r"piqa\.jsonl, item 1: in its text, character 5 is half of a surrogate pair"):
         standard.items(["piqa"], str(tmp_path))
 
 
