@@ -17,15 +17,15 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 run: $(VENV)/.installed
 	@$(KODA) run
 
-PYTEST := $(VENV)/bin/pytest --dist loadfile --no-loadscope-reorder --numprocesses
+PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed
-	@$(PYTEST) 2 -m "not up and not browser and not postgresql and not chaos and not bench and not cuda"
+	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench and not cuda"
 
-test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed; half of its time is waiting
-	@$(PYTEST) 3 -m "(up or browser or postgresql or chaos) and not bench"
+test-system: $(VENV)/.installed  ## what `koda up` brings up, Debian's Chromium and PostgreSQL, and what is killed
+	@$(PYTEST) -m "(up or browser or postgresql or chaos) and not bench"
 
 test-bench: $(VENV)/.installed  ## every bench in its smallest form
-	@$(PYTEST) 2 -m bench
+	@$(PYTEST) -m bench
 
 # XLA's CUDA compiler, in an environment of its own: 4 GB, which nothing else needs on a machine without a GPU.
 .venv-cuda/.installed: $(VENV)/.installed

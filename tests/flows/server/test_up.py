@@ -176,7 +176,7 @@ def test_down_waits_for_running_runs_and_can_be_interrupted(up: Up) -> None:
     down = subprocess.Popen([KODA, "down", "--wait"], cwd=up.folder, env=up.environment, stderr=subprocess.DEVNULL)
     await_(lambda: paused(up) == {"gpu": True, "background": True, "checks": False, "default": False})
     down.send_signal(signal.SIGINT)
-    assert down.wait(60) == 130
+    assert down.wait(300) == 130
     assert not any(paused(up).values()) and up.runs("waited")[0]["state_type"] == "RUNNING"
     up.end("waited")
 
