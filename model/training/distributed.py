@@ -34,15 +34,22 @@ def initialize() -> None:
 
 
 def check_devices() -> None:
-    """Raises KodaError where the devices that JAX is to use do not come up."""
+    """Raises KodaError where JAX is to use GPUs (JAX_PLATFORMS) and does not: of two platforms it takes the second
+    without a word where the first is not installed."""
     try:
-        jax.devices()
+        missing = "JAX came up without CUDA" if jax.default_backend() == "cpu" and "cuda" in _platforms() else ""
     except RuntimeError as error:
+        missing = str(error).splitlines()[0]
+    if missing:
         raise KodaError(
-            f"the GPUs of this machine cannot be used ({str(error).splitlines()[0]}).\n"
+            f"the GPUs of this machine cannot be used ({missing}).\n"
             "CUDA 13 (pip install 'koda[cuda]') needs a driver of version 580 or newer, CUDA 12 ('koda[cuda12]') one "
             "of 525 or newer; `nvidia-smi` shows the driver's. JAX_PLATFORMS=cpu trains on the processor."
-        ) from error
+        )
+
+
+def _platforms() -> list[str]:
+    return os.environ.get("JAX_PLATFORMS", "").split(",")
 
 
 def is_single() -> bool:
