@@ -202,31 +202,26 @@ class Stepper:
 
     def __init__(self, folder: Path, preset: str, form: Figures, options: dict[str, Any] | None = None):
         import jax
-        from flax import nnx
 
-        from model import sharding, weights
+        from model import sharding
         from model.data.batches import Batches
         from model.training import optimizer as optimizers
-        from model.training.initial_state import first_state, network
-        from model.training.step import make_step
+        from model.training.compiled import compile_step, state_shapes
+        from model.training.initial_state import first_state
 
         job = Job.read(folder / f"{preset}.json")
         recipe = {name: form[name] for name in ("optimizer", "batch_size") if name in form}
         compute = {name: form[name] for name in ("remat", "scan", "dtype") if name in form}
         self.job = replace(job, recipe=replace(job.recipe, **recipe), compute=replace(job.compute, **compute))
-        recipe = self.job.recipe
-        self.mesh = sharding.make_mesh(1, 1)
-        graph, abstract = nnx.split(nnx.eval_shape(lambda: network(self.job)))
-        optimizer = optimizers.build(recipe, self.job.compute.dtype)
-        step = make_step(lambda p, frozen: weights.build(graph, abstract, frozen, p), optimizer, recipe.z_loss)
-        length = self.job.sequence_length
+        recipe, mesh, length = self.job.recipe, sharding.make_mesh(1, 1), self.job.sequence_length
+        began = time.perf_counter()
+        self.step = compile_step(self.job, mesh, options)
+        self.compile_seconds = time.perf_counter() - began
         batches = Batches(Path(self.job.train), batch_size=recipe.batch_size, sequence_length=length, seed=0)
-        self.batch = jax.tree.map(jax.numpy.asarray, batches[0])
-        with jax.set_mesh(self.mesh):
-            self.state = jax.jit(partial(first_state, self.job, optimizer))()
-            began = time.perf_counter()
-            self.step = step.lower(self.state, {}, self.batch).compile(compiler_options=options)
-            self.compile_seconds = time.perf_counter() - began
+        self.batch = sharding.place_rows(mesh, recipe.batch_size, lambda rows: batches.part(0, rows))
+        where = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(self.job, mesh))
+        optimizer = optimizers.build(recipe, self.job.compute.dtype)
+        self.state = jax.jit(partial(first_state, self.job, optimizer), out_shardings=where)()
 
     def __call__(self) -> Any:
         self.state, metrics = self.step(self.state, {}, self.batch)

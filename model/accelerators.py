@@ -33,12 +33,6 @@ class Accelerator:
     shared: int  # bytes of shared memory in a processor; a block may use 1 KiB less
     threads: int  # that a processor holds at once
 
-    @property
-    def float32(self) -> float:
-        """FLOP/s outside of the tensor cores."""
-        cores = 64 if self.capability == (8, 0) else 128
-        return 2 * cores * self.processors * self.clock * 1e9
-
     def target_config(self) -> str:
         """The card as XLA's compiler takes it (`GpuTargetConfigProto`), so that it compiles where no card is."""
         major, minor = self.capability
@@ -63,106 +57,82 @@ class Accelerator:
 
 # Rates and memory: NVIDIA's data sheets (half of what they give "with sparsity"); the rest: CUDA's programming guide
 # and the specifications in XLA's source (xla/backends/gpu/target_config/specs).
-ACCELERATORS = {
-    card.name: card
-    for card in (
-        Accelerator(
-            name="L40S",
-            bfloat16=362.05e12,
-            tf32=183e12,
-            float8=733e12,
-            memory=46068 * 2**20,
-            bandwidth=864e9,
-            link=32e9,
-            dollars=1.0,
-            capability=(8, 9),
-            processors=142,
-            clock=2.52,
-            l2=96 * 2**20,
-            shared=100 * 2**10,
-            threads=1536,
-        ),
-        Accelerator(
-            name="RTX4090",
-            bfloat16=165.2e12,
-            tf32=82.6e12,
-            float8=330.3e12,
-            memory=24564 * 2**20,
-            bandwidth=1008e9,
-            link=32e9,
-            dollars=0.5,
-            capability=(8, 9),
-            processors=128,
-            clock=2.52,
-            l2=72 * 2**20,
-            shared=100 * 2**10,
-            threads=1536,
-        ),
-        Accelerator(
-            name="A100",
-            bfloat16=312e12,
-            tf32=156e12,
-            memory=81920 * 2**20,
-            bandwidth=2039e9,
-            link=300e9,
-            dollars=1.6,
-            capability=(8, 0),
-            processors=108,
-            clock=1.41,
-            l2=40 * 2**20,
-            shared=164 * 2**10,
-            threads=2048,
-        ),
-        Accelerator(
-            name="H100",
-            bfloat16=989.4e12,
-            tf32=494.7e12,
-            float8=1978.9e12,
-            memory=81559 * 2**20,
-            bandwidth=3350e9,
-            link=450e9,
-            dollars=2.7,
-            capability=(9, 0),
-            processors=132,
-            clock=1.98,
-            l2=50 * 2**20,
-            shared=228 * 2**10,
-            threads=2048,
-        ),
-        Accelerator(
-            name="H200",
-            bfloat16=989.4e12,
-            tf32=494.7e12,
-            float8=1978.9e12,
-            memory=143771 * 2**20,
-            bandwidth=4800e9,
-            link=450e9,
-            dollars=3.5,
-            capability=(9, 0),
-            processors=132,
-            clock=1.98,
-            l2=50 * 2**20,
-            shared=228 * 2**10,
-            threads=2048,
-        ),
-        Accelerator(
-            name="B200",
-            bfloat16=2250e12,
-            tf32=1125e12,
-            float8=4500e12,
-            memory=182642 * 2**20,
-            bandwidth=7672e9,
-            link=900e9,
-            dollars=5.0,
-            capability=(10, 0),
-            processors=148,
-            clock=1.965,
-            l2=132644864,
-            shared=228 * 2**10,
-            threads=2048,
-        ),
-    )
-}
+L40S = Accelerator(
+    name="L40S",
+    bfloat16=362.05e12,
+    tf32=183e12,
+    float8=733e12,
+    memory=46068 * 2**20,
+    bandwidth=864e9,
+    link=32e9,
+    dollars=1.0,
+    capability=(8, 9),
+    processors=142,
+    clock=2.52,
+    l2=96 * 2**20,
+    shared=100 * 2**10,
+    threads=1536,
+)
+RTX4090 = replace(
+    L40S,
+    name="RTX4090",
+    bfloat16=165.2e12,
+    tf32=82.6e12,
+    float8=330.3e12,
+    memory=24564 * 2**20,
+    bandwidth=1008e9,
+    dollars=0.5,
+    processors=128,
+    l2=72 * 2**20,
+)
+A100 = Accelerator(
+    name="A100",
+    bfloat16=312e12,
+    tf32=156e12,
+    memory=81920 * 2**20,
+    bandwidth=2039e9,
+    link=300e9,
+    dollars=1.6,
+    capability=(8, 0),
+    processors=108,
+    clock=1.41,
+    l2=40 * 2**20,
+    shared=164 * 2**10,
+    threads=2048,
+)
+H100 = Accelerator(
+    name="H100",
+    bfloat16=989.4e12,
+    tf32=494.7e12,
+    float8=1978.9e12,
+    memory=81559 * 2**20,
+    bandwidth=3350e9,
+    link=450e9,
+    dollars=2.7,
+    capability=(9, 0),
+    processors=132,
+    clock=1.98,
+    l2=50 * 2**20,
+    shared=228 * 2**10,
+    threads=2048,
+)
+H200 = replace(H100, name="H200", memory=143771 * 2**20, bandwidth=4800e9, dollars=3.5)
+B200 = replace(
+    H100,
+    name="B200",
+    bfloat16=2250e12,
+    tf32=1125e12,
+    float8=4500e12,
+    memory=182642 * 2**20,
+    bandwidth=7672e9,
+    link=900e9,
+    dollars=5.0,
+    capability=(10, 0),
+    processors=148,
+    clock=1.965,
+    l2=132644864,
+)
+ACCELERATORS = {card.name: card for card in (L40S, RTX4090, A100, H100, H200, B200)}
 
 
 def named(name: str) -> Accelerator:
@@ -188,7 +158,7 @@ def accelerator(device_kind: str) -> Accelerator | None:
     The PCIe form of the H100 is slower than the SXM form, and has its own figure.
     """
     if "PCIe" in device_kind and "H100" in device_kind:
-        return replace(ACCELERATORS["H100"], bfloat16=756e12)
+        return replace(H100, bfloat16=756e12)
     joined = device_kind.replace(" ", "")
     return next((card for name, card in ACCELERATORS.items() if name in joined), None)
 

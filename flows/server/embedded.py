@@ -9,14 +9,13 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.environment import set_environment
+from flows.server.health import responds
 from model.errors import KodaError
 from model.parent import die_with_parent
 from model.ports import LOOPBACK, free_port
@@ -54,19 +53,11 @@ def embedded_server() -> Iterator[None]:
     )
     atexit.register(_end, server)  # after the block, for Prefect sends its last events when the interpreter exits
     deadline = time.monotonic() + PATIENCE
-    while not _responds(_reserved):
+    while not responds(_reserved):
         if server.poll() is not None or time.monotonic() > deadline:
             raise KodaError(f"the embedded Prefect server did not start (exit code {server.poll()}).")
         time.sleep(0.1)
     yield
-
-
-def _responds(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
-            return reply.status == 200
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def _end(server: subprocess.Popen) -> None:

@@ -1,20 +1,18 @@
 """`koda up` and `koda down`: a Prefect server, the work pool, the deployments and a worker on this machine."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from flows.environment import set_environment
+from flows.server.health import responds
 from flows.server.register import POOL, QUEUES
 from flows.server.services import Service
 from model.errors import KodaError
@@ -203,11 +201,7 @@ def _until(true: Callable[[], bool], patience: float) -> None:
 
 
 def _server_responds() -> bool:
-    try:
-        with urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/health", timeout=2) as reply:
-            return json.load(reply) is True
-    except (OSError, ValueError, urllib.error.URLError):
-        return False
+    return responds(os.environ["PREFECT_API_URL"])
 
 
 def _wait(ready: Callable[[], bool], service: Service, patience: float) -> None:

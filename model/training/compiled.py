@@ -1,6 +1,8 @@
 """The step of a training, compiled ahead of time on shapes alone: for the devices of this process, or for a GPU that is
 not here."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,11 @@ def state_shapes(job: Job, mesh: Mesh) -> State:
     )
 
 
-def compile_step(job: Job, mesh: Mesh) -> jax.stages.Compiled:
-    """The job's step on this mesh, as its training compiles it; batches are rows without document boundaries."""
+def compile_step(job: Job, mesh: Mesh, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+    """The job's step on this mesh, as its training compiles it; batches are rows without document boundaries.
+
+    `options`: XLA's, by their names.
+    """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: network(job)))
     recipe = job.recipe
     sharding.check_rows(mesh, recipe.batch_size, recipe.gradient_accumulation_steps)
@@ -55,4 +60,5 @@ def compile_step(job: Job, mesh: Mesh) -> jax.stages.Compiled:
     shape, by_rows = (recipe.batch_size, job.sequence_length), NamedSharding(mesh, P(sharding.ROWS))
     tokens, weight = (jax.ShapeDtypeStruct(shape, t, sharding=by_rows) for t in (jnp.int32, jnp.float32))
     with jax.set_mesh(mesh):
-        return step.lower(state_shapes(job, mesh), {}, Batch(tokens, tokens, weight, None)).compile()
+        lowered = step.lower(state_shapes(job, mesh), {}, Batch(tokens, tokens, weight, None))
+        return lowered.compile(compiler_options=options)

@@ -37,7 +37,8 @@ def check_devices() -> None:
     """Raises KodaError where JAX is to use GPUs (JAX_PLATFORMS) and does not: of two platforms it takes the second
     without a word where the first is not installed."""
     try:
-        missing = "JAX came up without CUDA" if jax.default_backend() == "cpu" and "cuda" in _platforms() else ""
+        asked = "cuda" in os.environ.get("JAX_PLATFORMS", "").split(",")
+        missing = "JAX came up without CUDA" if asked and jax.default_backend() == "cpu" else ""
     except RuntimeError as error:
         missing = str(error).splitlines()[0]
     if missing:
@@ -46,10 +47,6 @@ def check_devices() -> None:
             "CUDA 13 (pip install 'koda[cuda]') needs a driver of version 580 or newer, CUDA 12 ('koda[cuda12]') one "
             "of 525 or newer; `nvidia-smi` shows the driver's. JAX_PLATFORMS=cpu trains on the processor."
         )
-
-
-def _platforms() -> list[str]:
-    return os.environ.get("JAX_PLATFORMS", "").split(",")
 
 
 def is_single() -> bool:

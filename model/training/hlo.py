@@ -115,13 +115,7 @@ def _kernel(
         backward = "fmhaSoftmaxBackward" in instruction.rest
         flops = (5 if backward else 2) * rows * heads * time * time * size  # half of them are masked, and not computed
         return Operation("attention", "cudnn", times, flops=flops, bytes=moved)
-    products = [(each, shapes) for each, shapes in inside if each.code == "dot"]
-    if (
-        instruction.code == "dot"
-        or "__cublas" in instruction.rest
-        or "gemm" in instruction.rest.partition("metadata")[0]
-    ):
-        products = products or [(instruction, known)]
+    products = [(each, shapes) for each, shapes in inside if each.code == "dot"] or [(instruction, known)]
     flops, kind = 0, ""
     for product, shapes in products:
         contracted = CONTRACTED.search(product.rest)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from model import sharding
+from model.attention import MASKED
 
 ALIGNED = 128
-MASKED = -1e30
 CHUNK = 4096  # tokens whose logits are in memory at once
 
 

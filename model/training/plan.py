@@ -66,13 +66,14 @@ class _Compiler:
         return sharding.make_mesh(fsdp, tensor)
 
     def __call__(self, job: Job) -> Form:
-        compiled = compile_step(job, self.mesh(job.fsdp, job.tensor))
+        mesh = self.mesh(job.fsdp, job.tensor)
+        compiled = compile_step(job, mesh)
         needs = compiled.memory_analysis()
         assert needs is not None, "both backends, CPU and GPU, have the analysis"
         form = Form(
             remat=job.compute.remat,
             scan=job.compute.scan,
-            fsdp=job.fsdp,
+            fsdp=mesh.shape["fsdp"],
             rows=job.recipe.batch_size,
             state=needs.argument_size_in_bytes,
             temporary=needs.temp_size_in_bytes,

@@ -60,7 +60,7 @@ def test_arithmetic_is_what_the_model_and_the_optimizer_need(preset: str, card: 
     """6 FLOP a weight in products and token; for each matrix, five iterations of 2 M²N + 2 M³ + 2 M²N, shared out."""
     job = job_of(preset)
     shape, tokens = job.model, job.recipe.batch_size * job.sequence_length
-    matrices = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.shape, state_kernels(job)), is_leaf=tuple_of_numbers)
+    matrices = [leaf.shape for leaf in state_kernels(job).values()]
     weights = sum(math.prod(sizes) for sizes in matrices) + shape.vocab_size * shape.hidden_size
     muon = sum(layers * 5 * (4 * min(i, o) ** 2 * max(i, o) + 2 * min(i, o) ** 3) for layers, i, o in matrices)
     _, _, kernels = compiled(preset, card, count)
@@ -68,12 +68,8 @@ def test_arithmetic_is_what_the_model_and_the_optimizer_need(preset: str, card: 
     assert found == pytest.approx((6 * weights * tokens + muon) / count, rel=0.01)
 
 
-def tuple_of_numbers(leaf: Any) -> bool:
-    return isinstance(leaf, tuple)
-
-
-def state_kernels(job: Job) -> Any:
-    """The shapes of the stacked matrices, by path."""
+def state_kernels(job: Job) -> dict[str, jax.ShapeDtypeStruct]:
+    """The stacked matrices, by path."""
     params = state_shapes(job, jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))).params
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in flat if "kernel" in jax.tree_util.keystr(path)}
