@@ -102,7 +102,7 @@ def trainers(folder: Path) -> dict[str, int]:
 
 
 def test_gpus_are_shared_out_evenly_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi(tmp_path, monkeypatch, "0, 3, 46068", "1, 3, 46068", "2, 3, 46068", "3, 3, 46068")
+    smi(tmp_path, monkeypatch, *(f"{number}, GPU-a{number}b2, 3, 46068" for number in range(4)))
     assert [peer["CUDA_VISIBLE_DEVICES"] for peer in peers(2)] == ["0,1", "2,3"]
     with pytest.raises(KodaError, match="processes = 3: 4 GPUs cannot be shared out evenly"):
         peers(3)
