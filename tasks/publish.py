@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -20,7 +19,8 @@ from tasks.about import About
 from tasks.progress import progress
 from tasks.reports.model_card import card, curve_picture
 from tasks.runs.paths import STAGES, folder_of
-from tasks.runs.record import RECORD, Built, read_built
+from tasks.runs.record import Built, read_built, read_record
+from tasks.runs.up_to_date import check_inputs
 from tasks.section import Section
 from tasks.stage import stage
 
@@ -102,7 +102,7 @@ def lay_out(
         "stages": {
             stage: json.loads(public(json.dumps({of: record[of] for of in ("key", "reads", "settings", "finished")})))
             for stage in STAGES[:-1]  # without publish itself: its own record would change it each time
-            if (record := _record(run / stage))
+            if (record := read_record(run / stage))
         },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
@@ -140,10 +140,6 @@ def public(settings: str) -> str:
     return re.sub(r'"((?:/|~/|\.\.?/)[^"\n]*)"', last, settings)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-
-
 def repository(to: str, format_: Format) -> str:
     """The name of a format's repository: USER/NAME, USER/NAME-GGUF, USER/NAME-MLX."""
     return to + format_.suffix
@@ -158,6 +154,8 @@ def would_change(name: str, configuration: str, settings: Publish, about: About)
     built = {stage: read_built(run, stage) for stage in ("convert", "evaluate", "extend", "tokenize")}
     if missing := [stage for stage, result in built.items() if result is None]:
         raise KodaError(f"run {name!r} has no {missing[0]} yet: there is nothing to publish. `koda run` makes it.")
+    for name_ in built:
+        check_inputs(run, name_)
     out = run / ".publish.would"
     shutil.rmtree(out, ignore_errors=True)
     try:

@@ -11,7 +11,7 @@ from model.files import read_json
 from model.training.goodput import DOWN, goodput
 from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
 from tasks.runs.paths import STAGES
-from tasks.runs.record import RECORD, read_figures
+from tasks.runs.record import read_figures, read_record
 from tasks.runs.run import flat
 
 TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
@@ -32,8 +32,8 @@ class RecordedRun:
     @cached_property
     def records(self) -> dict[str, dict[str, Any]]:
         """stage.json of each finished stage."""
-        paths = {stage: self.folder / stage / RECORD for stage in STAGES}
-        return {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+        records = {stage: read_record(self.folder / stage) for stage in STAGES}
+        return {stage: record for stage, record in records.items() if record}
 
     def figures(self, kind: type[Kind]) -> Kind | None:
         """The figures of the stage whose figures are of this `kind`."""

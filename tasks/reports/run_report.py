@@ -21,6 +21,7 @@ from tasks.progress import clock
 from tasks.reports import html, plots
 from tasks.reports.recorded import TRAININGS, RecordedRun
 from tasks.reports.tables import PARITY, TASK, beside_published, of_each, percent, scored
+from tasks.runs.up_to_date import replaced_input
 from tasks.section import weighted
 
 
@@ -30,6 +31,7 @@ def report(folder: Path) -> Path:
     parts = [
         f"<h1>{html.escaped(run.name)}</h1>",
         html.note(_what(run)),
+        _stale(run),
         html.facts(_facts(run)),
         _setting(run),
         _pretraining(run),
@@ -55,6 +57,11 @@ def _what(run: RecordedRun) -> str:
     if trained:
         text += f": {trained.parameters:,} parameters, {trained.tokens:,} tokens"
     return text + "."
+
+
+def _stale(run: RecordedRun) -> str:
+    stale = [stage for stage in run.records if replaced_input(run.folder, stage)]
+    return html.note(f"Stale, built from a result that was rebuilt since: {', '.join(stale)}.") if stale else ""
 
 
 def _facts(run: RecordedRun) -> list[tuple[str, str]]:

@@ -1,30 +1,33 @@
 """How far a run is, read from its folder alone."""
 
-import contextlib
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from model.export.formats import FORMATS
 from model.figures import EvaluateFigures, PublishFigures
-from model.files import is_locked, read_json
+from model.files import is_locked
 from model.training.goodput import goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
 from tasks.progress import clock
 from tasks.runs.paths import STAGES, existing, folder_of
-from tasks.runs.record import RECORD, read_figures
+from tasks.runs.record import read_figures, read_record
+from tasks.runs.up_to_date import replaced_input
 
 
 def status(name: str) -> dict[str, Any]:
-    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run."""
+    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run.
+
+    The state of a stage is waiting, running, interrupted, done, or stale: built from a result that was rebuilt since.
+    """
     folder = existing(name)
     config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
     working = is_locked(folder / ".lock")
     stages = {stage: _stage(folder, stage, working) for stage in STAGES}
     training = folder / "pretrain"
     beat, steps = Heartbeat.read(training), config["pretrain"]["steps"]
-    step = steps if stages["pretrain"]["state"] == "done" else beat["step"] if beat else 0
+    step = steps if stages["pretrain"]["state"] in ("done", "stale") else beat["step"] if beat else 0
     return {
         "name": name,
         "preset": config["preset"],
@@ -38,11 +41,12 @@ def status(name: str) -> dict[str, Any]:
 
 
 def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        record = read_json(folder / stage / RECORD)
+    record = read_record(folder / stage) or {}
     started = (folder / stage).exists() or (folder / f".{stage}.building").exists()
-    state = "done" if record else ("running" if working else "interrupted") if started else "waiting"
+    if record:
+        state = "stale" if replaced_input(folder, stage) else "done"
+    else:
+        state = ("running" if working else "interrupted") if started else "waiting"
     return {"stage": stage, "state": state, "seconds": record.get("seconds"), "figures": record.get("figures", {})}
 
 
@@ -67,8 +71,9 @@ def closing_lines(name: str) -> list[str]:
     """What a finished run has made and where it lies; for a run that ended earlier, how far it is."""
     folder = folder_of(name)
     scores, published = read_figures(folder, EvaluateFigures), read_figures(folder, PublishFigures)
-    if scores is None or published is None or not all((folder / stage / RECORD).is_file() for stage in STAGES):
-        return ["", *as_lines(status(name))]
+    reached = status(name)
+    if scores is None or published is None or any(stage["state"] != "done" for stage in reached["stages"]):
+        return ["", *as_lines(reached)]
     return [
         "",
         f"{name}: {scores.bits_per_byte:.3f} bits per byte on held-out text, {scores.ratio_to_xz:.2f} × xz -9; "

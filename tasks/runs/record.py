@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from model.errors import KodaError
 from model.figures import STAGES
 from model.files import listing, read_json
 from tasks.typed import typed
 
 RECORD = "stage.json"
+TABLES = ("figures", "reads", "built_from", "settings", "outputs", "versions")  # of a record
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
 
@@ -34,10 +36,27 @@ class Built(Generic[Figures]):
         return self.folder / path
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the stage in `folder`; None where it is not finished. Raises KodaError for a damaged one."""
+    path = folder / RECORD
+    try:
+        record = read_json(path)
+        if isinstance(record, dict) and all(isinstance(record.get(name, {}), dict) for name in TABLES):
+            return record
+        raise ValueError("it is not the record of a stage")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise KodaError(f"{path} is damaged: {error}. Without that file, `koda run` builds the stage again.") from None
+
+
 def read_built(run_folder: Path, stage: str) -> Built[Any] | None:
-    """The finished stage in a run's folder; None where there is none, or one whose figures are of another version."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        record = read_json(run_folder / stage / RECORD)
+    """The finished stage in a run's folder; None where there is none, or one whose figures are of another version.
+
+    Raises KodaError for a damaged record.
+    """
+    record = read_record(run_folder / stage) or {}
+    with contextlib.suppress(ValueError, KeyError):
         figures: Any = typed(STAGES[stage], record["figures"])
         return Built(stage, run_folder / stage, record["key"], figures, record["finished"])
     return None
@@ -50,10 +69,10 @@ def read_figures(run_folder: Path, kind: type[Kind]) -> Kind | None:
     return built.figures if built else None
 
 
-def outputs_intact(folder: Path) -> bool:
-    """Are all outputs that a stage recorded there, with the bytes that it recorded?"""
-    recorded, present = read_json(folder / RECORD)["outputs"], listing(folder)
-    return all(present.get(path) == facts for path, facts in recorded.items())
+def changed_outputs(folder: Path) -> list[str]:
+    """The outputs that a stage recorded and that are not there any more with the bytes that it recorded."""
+    recorded, present = (read_record(folder) or {})["outputs"], listing(folder)
+    return [path for path, facts in recorded.items() if present.get(path) != facts]
 
 
 def versions() -> dict[str, str]:

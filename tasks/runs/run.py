@@ -16,7 +16,7 @@ from tasks.runs.attempts import Attempts
 from tasks.runs.lock import flow_run_id, lock
 from tasks.runs.paths import STAGES, folder_of
 from tasks.runs.record import RECORD, Built, read_built, versions
-from tasks.runs.up_to_date import up_to_date
+from tasks.runs.up_to_date import check_inputs, up_to_date
 from tasks.section import Section
 
 ATTEMPTS = "attempts.jsonl"
@@ -100,11 +100,19 @@ class Run:
     def existing_result(self, stage: str, key: str, inputs: tuple[Any, ...] = ()) -> Built[Any] | None:
         """The stage's result if it is to be taken as it is: it is up to date, or before the stage to start from."""
         if self.start and STAGES.index(stage) < STAGES.index(self.start):
-            built = read_built(self.folder, stage)
-            if built is None:
-                raise KodaError(f"--from {self.start} needs the result of {stage}, and runs/{self.name} has none yet.")
-            return built
+            return self._earlier_result(stage)
         return None if self.start else up_to_date(self.folder, stage, key, inputs)
+
+    def _earlier_result(self, stage: str) -> Built[Any]:
+        """The result of a stage before the one to start from.
+
+        Raises KodaError where there is none, and for one that was built from a result that was rebuilt since.
+        """
+        built = read_built(self.folder, stage)
+        if built is None:
+            raise KodaError(f"--from {self.start} needs the result of {stage}, and runs/{self.name} has none yet.")
+        check_inputs(self.folder, stage)
+        return built
 
     def build(
         self, stage: str, key: str, resumes: bool, body: Callable[[Path], Figures], inputs: tuple[Any, ...] = ()

@@ -21,7 +21,7 @@ from flows.cli.main import main
 from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import PublishFigures
-from model.files import checksums, read_json, sha256
+from model.files import checksums, read_json, sha256, write_json
 from tasks.about import About
 from tasks.hub import SECRET, Change, change_lines, upload
 from tasks.publish import Publish, public, publish
@@ -359,6 +359,22 @@ def test_dry_run_prints_what_publishing_then_changes(
             expected += change_lines(place, changes)
         assert sorted(printed) == sorted(expected)
         assert ("  - tokenizer.json  0 bytes" in printed) == ("  + new.json  3 bytes" in printed) == (turn == 1)
+
+
+def test_exports_of_an_earlier_result_are_not_published(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After `koda run --from sft --until sft`, for instance: neither laid out nor compared with what is there."""
+    exports = read_json(run / "convert" / RECORD)
+    write_json(run / "convert" / RECORD, {**exports, "reads": {"sft": "earlier"}})
+    for command in (["publish", "tiny"], ["publish", "tiny", "--to", "user/tiny", "--dry-run"]):
+        capsys.readouterr()
+        assert main(command) == 1
+        assert capsys.readouterr().err == (
+            "koda: convert of runs/tiny was built from an earlier sft: `koda run --name tiny` brings it up to date "
+            "first.\n"
+        )
+    assert not (run / "publish").exists() and hub.requests == []
 
 
 def published_files(hub: Hub, run: Path, to: str) -> dict[str, dict[str, bytes]]:

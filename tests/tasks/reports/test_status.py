@@ -1,7 +1,7 @@
 """How far a run is, from small records in its folder."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -50,9 +50,10 @@ def locked(run: Path) -> Iterator[ExitStack]:
         yield stack
 
 
-def record(run: Path, stage: str, figures: Any = None) -> None:
-    """A finished stage."""
-    facts = {"key": stage, "finished": "2026-01-01T00:00:00Z", "seconds": 61.0, "figures": figures or {}}
+def record(run: Path, stage: str, figures: Any = None, reads: Iterable[str] = (), key: str = "") -> None:
+    """A finished stage that was built from those that it `reads`."""
+    facts = {"key": key or stage, "finished": "2026-01-01T00:00:00Z", "seconds": 61.0, "figures": figures or {}}
+    facts["reads"] = {source: source for source in reads}  # each stage's key is its name
     write_json(run / stage / "stage.json", facts)
 
 
@@ -90,11 +91,17 @@ def test_stage_without_a_record_is_running_while_the_run_is_locked_and_then_inte
     assert states() == dict.fromkeys(STAGES, "waiting") | begun | {"pretrain": "interrupted", "convert": "interrupted"}
 
 
-def test_stage_whose_record_is_corrupt_is_not_done(run: Path) -> None:
-    record(run, "tokenize")
-    text = (run / "tokenize/stage.json").read_text()
-    (run / "tokenize/stage.json").write_text(text[: len(text) // 2])
-    assert states()["tokenize"] == "interrupted"
+def test_stage_that_was_built_from_an_earlier_result_is_stale(run: Path) -> None:
+    """And so are those after it; the training that a stale one was has still reached its last step."""
+    reads = dict(zip(STAGES[1:], STAGES, strict=False))
+    for stage in STAGES:
+        record(run, stage, reads=[reads[stage]] if stage in reads else [])
+    assert {*states().values()} == {"done"}
+    record(run, "sft", reads=["checkpoint"], key="another")
+    fresh = STAGES[: STAGES.index("sft") + 1]
+    assert states() == {stage: "done" if stage in fresh else "stale" for stage in STAGES}
+    record(run, "tokenize", key="another")
+    assert (states()["pretrain"], status("mine")["step"]) == ("stale", 4000)
 
 
 def test_step_and_remaining_time_are_those_of_the_training(run: Path, locked: ExitStack) -> None:
@@ -160,6 +167,14 @@ def test_closing_lines_of_a_run_that_ended_earlier_are_its_status(run: Path, mis
     for stage in STAGES:
         if stage != missing:
             record(run, stage, {"evaluate": SCORES, "publish": PUBLISHED}.get(stage))
+    assert closing_lines("mine") == ["", *as_lines(status("mine"))]
+
+
+def test_closing_lines_of_a_run_with_a_stale_stage_are_its_status(run: Path) -> None:
+    for stage in STAGES:
+        record(run, stage, {"evaluate": SCORES, "publish": PUBLISHED}.get(stage))
+    record(run, "extend", reads=["sft"])
+    record(run, "sft", key="another")
     assert closing_lines("mine") == ["", *as_lines(status("mine"))]
 
 

@@ -108,6 +108,16 @@ def test_from_keeps_earlier_results_and_rebuilds_the_rest() -> None:
         run.existing_result("extend", "k")
 
 
+def test_from_refuses_an_earlier_result_that_was_built_from_another_one() -> None:
+    """As publishing is, where exports were built of weights that are no longer those of the run."""
+    with Run("r") as run:
+        run.build("checkpoint", "k", False, body, (run.build("pretrain", "k", False, body),))
+        run.build("pretrain", "another", False, body)
+    message = "checkpoint of runs/r was built from an earlier pretrain: `koda run --name r`"
+    with Run("r", start="sft") as run, pytest.raises(KodaError, match=message):
+        run.existing_result("checkpoint", "k")
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 65, "a\nb"])
 def test_name_that_leads_out_of_the_folder_is_refused(name: str) -> None:
     with pytest.raises(KodaError, match="cannot be a run's name"):
