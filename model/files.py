@@ -94,18 +94,20 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Add the files of folder `source` to `target`, as hard links where the file system has them, else as copies.
+    """Add the files of folder `source` to `target`, as `link_file` does."""
+    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
+
+
+def link_file(source: Path | str, target: Path | str) -> None:
+    """Make `target` the same file as `source`: a hard link where the file system has them, else a copy.
 
     A linked file must never be changed in place: replace it by a new one.
     """
-
-    def link_file(here: str, there: str) -> None:
-        try:
-            os.link(here, there)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(here, there)
-
-    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def write_checksums(folder: Path) -> None:

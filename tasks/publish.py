@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -13,13 +14,13 @@ from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.export.formats.format import Format
 from model.figures import ConvertFigures, CorpusFigures, EvaluateFigures, ExtendFigures, PublishFigures
-from model.files import atomic_write, link, listing, read_json, write_checksums, write_json
+from model.files import atomic_write, link_file, listing, read_json, write_checksums, write_json
 from tasks import hub
 from tasks.about import About
 from tasks.progress import progress
 from tasks.reports.model_card import card, curve_picture
 from tasks.runs.paths import STAGES, folder_of
-from tasks.runs.record import Built, read_built, read_record
+from tasks.runs.record import Built, changed_outputs, read_built, read_record
 from tasks.runs.up_to_date import check_inputs
 from tasks.section import Section
 from tasks.stage import stage
@@ -92,26 +93,32 @@ def lay_out(
     model: Built[ExtendFigures],
     tokens: Built[CorpusFigures],
 ) -> list[Format]:
-    """Fill `out` with a folder for each repository; returns their formats. What convert wrote is linked."""
+    """Fill `out` with a folder for each repository; returns their formats. What convert wrote is linked, and nothing
+    else that lies beside it. Raises KodaError where that is not what convert wrote."""
     hub.files_of(exports.folder)  # refuse a link before it is followed
     run = exports.folder.parent
     name = run.name
+    record: dict[str, Any] = read_record(exports.folder) or {}
+    if changed := changed_outputs(exports.folder):
+        raise KodaError(f"{exports / changed[0]} is not what convert wrote: `koda run --name {name}` builds it again.")
     lineage = {
         "run": name,
         "configuration": public(configuration),
         "stages": {
-            stage: json.loads(public(json.dumps({of: record[of] for of in ("key", "reads", "settings", "finished")})))
+            stage: json.loads(public(json.dumps({of: built[of] for of in ("key", "reads", "settings", "finished")})))
             for stage in STAGES[:-1]  # without publish itself: its own record would change it each time
-            if (record := read_record(run / stage))
+            if (built := read_record(run / stage))
         },
         "tokenizer_sha256": read_json(tokens / "train/manifest.json")["tokenizer"],
         "corpus_shards": read_json(tokens / "train/manifest.json")["shards"],
-        "versions": read_json(exports / "stage.json")["versions"],
+        "versions": record["versions"],
     }
-    formats = [format_ for format_ in FORMATS.values() if (exports / format_.name).is_dir()]
+    written = {name: [path for path in record["outputs"] if path.startswith(f"{name}/")] for name in FORMATS}
+    formats = [format_ for format_ in FORMATS.values() if written[format_.name]]
     for format_ in formats:
         folder = out / format_.name
-        link(exports / format_.name, folder)
+        for path in written[format_.name]:
+            link_file(exports / path, out / path)
         write_json(folder / "lineage.json", lineage)
         curve_picture(run, folder / "curve.png")
         where = "." if to == "local" else repository(to, format_)

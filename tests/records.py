@@ -19,7 +19,7 @@ from model.figures import (
     TaskFigures,
     TrainingFigures,
 )
-from model.files import append_line, write_json
+from model.files import append_line, listing, read_json, write_json
 from model.training.records import METRICS, HeldoutMetrics, TrainingMetrics
 from tasks.runs.record import RECORD
 
@@ -109,6 +109,14 @@ def write_run(run: Path) -> None:
     append_line(run / "pretrain" / METRICS, asdict(HeldoutMetrics(9, 1.0, 7.0)))
     for path, data in EXPORTS.items():
         put(run / "convert" / path, data)
+    record_exports(run)
+
+
+def record_exports(run: Path) -> None:
+    """Record the exports that are there as what convert wrote."""
+    folder = run / "convert"
+    outputs = {path: facts for path, facts in listing(folder).items() if path != RECORD}
+    write_json(folder / RECORD, {**read_json(folder / RECORD), "outputs": outputs})
 
 
 def write_record(run: Path, stage: str, figures: Any) -> None:

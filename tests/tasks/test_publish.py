@@ -29,7 +29,7 @@ from tasks.reports.model_card import card
 from tasks.runs.record import RECORD, Built, read_built
 from tasks.runs.run import Run
 from tests.hub import Fault, Hub
-from tests.records import WEIGHTS, put, write_run
+from tests.records import WEIGHTS, put, record_exports, write_run
 
 PLACES = {"hf": "user/tiny", "gguf": "user/tiny-GGUF", "mlx": "user/tiny-MLX"}
 RESULTS = {0.575, 0.65, 0.99, 0.36, 0.44}  # the quoted figure of each task
@@ -157,12 +157,14 @@ def test_only_what_changed_is_sent(hub: Hub, run: Path) -> None:
     assert hub.received == received
 
     put(run / "convert/hf/config.json", b'{"model_type": "llama", "vocab_size": 4096}')
+    record_exports(run)
     publishing()
     assert differences(before, trees(hub)) == {"user/tiny/config.json": "~", "user/tiny/CHECKSUMS": "~"}
     assert hub.received == received
 
     before = trees(hub)
     put(run / "convert/mlx/8bit/model.safetensors", WEIGHTS[:10_000])
+    record_exports(run)
     publishing()
     assert differences(before, trees(hub)) == {
         "user/tiny-MLX/8bit/model.safetensors": "~",
@@ -178,6 +180,7 @@ def test_removed_exports_are_removed_and_files_of_others_stay(hub: Hub, run: Pat
     theirs(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="user/tiny")
     before = trees(hub)
     (run / "convert/hf/tokenizer.json").unlink()
+    record_exports(run)
     hub.fail("HEAD /user/tiny/resolve/main/CHECKSUMS", 400)
     publishing()
     assert differences(before, trees(hub)) == {"user/tiny/tokenizer.json": "-", "user/tiny/CHECKSUMS": "~"}
@@ -210,6 +213,7 @@ def test_commit_that_never_succeeds_keeps_the_version_before(hub: Hub, run: Path
     publishing()
     before, received = hub.repos["user/tiny"].head, hub.received
     put(run / "convert/hf/model.safetensors", WEIGHTS[::-1])
+    record_exports(run)
     hub.fail("/api/models/user/tiny/commit/main", 504, times=6)
     with pytest.raises(KodaError, match=r"user/tiny could not be brought up to date.*504"):
         publishing()
@@ -334,6 +338,7 @@ def test_dry_run_prints_what_publishing_then_changes(
             put(run / "convert/hf/new.json", b"new")
             (run / "convert/hf/tokenizer.json").unlink()
             shutil.rmtree(run / "convert/mlx")
+            record_exports(run)
             put(run / "publish/hf/theirs.txt", b"a local folder is replaced as a whole")
         before, there, requests = state(run), published_files(hub, run, to), len(hub.requests)
         capsys.readouterr()
@@ -375,6 +380,29 @@ def test_exports_of_an_earlier_result_are_not_published(
             "first.\n"
         )
     assert not (run / "publish").exists() and hub.requests == []
+
+
+@pytest.mark.parametrize("stray", ["hf/.DS_Store", "hf/notes.txt", "mlx/8bit/.ipynb_checkpoints/a", "gguf2/a", "notes"])
+def test_file_that_convert_did_not_write_is_not_published(hub: Hub, run: Path, stray: str) -> None:
+    put(run / "convert" / stray, b"stray")
+    publishing()
+    assert not [path for path in contents(run / "publish") if path.endswith(Path(stray).name)]
+    for kind, place in PLACES.items():
+        assert published(hub, place) == contents(run / "publish" / kind)
+        assert checksums(run / "publish" / kind / "CHECKSUMS").keys() == published(hub, place).keys() - {"CHECKSUMS"}
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize("data", [b"{}", None])
+def test_export_that_was_changed_after_it_was_checked_is_refused(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str], data: bytes | None, dry_run: list[str]
+) -> None:
+    file = run / "convert/hf/config.json"
+    put(file, data) if data else file.unlink()
+    assert main(["publish", "tiny", *dry_run]) == 1
+    error = capsys.readouterr().err
+    assert error == f"koda: {file} is not what convert wrote: `koda run --name tiny` builds it again.\n"
+    assert not (run / "publish").exists()
 
 
 def published_files(hub: Hub, run: Path, to: str) -> dict[str, dict[str, bytes]]:

@@ -29,7 +29,7 @@ from tasks.convert import LIMITS, Convert
 from tasks.publish import Publish, lay_out, repository, would_change
 from tasks.reports.status import closing_lines
 from tasks.runs.record import read_built
-from tests.records import put, write_record, write_run
+from tests.records import put, record_exports, write_record, write_run
 
 FIELDS = {"where", "name", "file", "question"}  # that a card fills into a format's `usage`
 
@@ -76,6 +76,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_run(tmp_path / "runs/tiny")
     write_record(tmp_path / "runs/tiny", "publish", PublishFigures(where="here", files=1, bytes=1, commits={}))
     put(tmp_path / "runs/tiny/convert/fake/whole/tokenizer.json", b"{}")
+    record_exports(tmp_path / "runs/tiny")
     return tmp_path / "runs/tiny"
 
 
