@@ -35,7 +35,10 @@ SMALL = {
 
 
 def lay_out(folder: Path, prose: str) -> None:
-    """A text of some 60 documents, and conversations that always end the same way."""
+    """A text of some 60 documents, and conversations that always end the same way; beside files that have the names of
+    packages, as the folder of a user may contain, and which no process of a run must import."""
+    for name in ("model.py", "flows.py", "random.py"):
+        (folder / name).write_text("raise ImportError('of the current folder')")
     (folder / "text").mkdir()
     for number, start in enumerate(range(0, 240_000, 4_000)):
         (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])

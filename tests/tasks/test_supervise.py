@@ -53,6 +53,16 @@ def test_function_is_called_in_another_process(tmp_path: Path) -> None:
     assert theta == pytest.approx(20452.2, abs=0.1)
 
 
+@pytest.mark.parametrize("shadow", ["model.py", "model/__init__.py", "random.py", "json.py"])
+def test_file_of_the_current_folder_is_imported_by_no_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadow: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(shadow).parent.mkdir(exist_ok=True)
+    Path(shadow).write_text("raise ImportError")
+    assert call("model.rope:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=1.0, head_dim=64) == 10000
+
+
 def test_call_returns_what_the_function_returned(tmp_path: Path) -> None:
     """A dataclass in a container; a path is a text on the other side, and figures of another kind are refused."""
     function, path = "tests.tasks.background:figures", Path("weights")
