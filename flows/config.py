@@ -1,6 +1,5 @@
 """The configuration of a run: one model, loaded from a preset and overridden key by key."""
 
-import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -17,12 +16,11 @@ from tasks.evaluate import Evaluate
 from tasks.extend import Extend
 from tasks.pretrain import Model, Pretrain
 from tasks.publish import Publish
-from tasks.runs.paths import STAGES
-from tasks.section import Section
+from tasks.runs.paths import RUN_TOML, STAGES, read_configuration
+from tasks.section import Section, nearest
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
 
-RUN_TOML = "run.toml"
 Settings = dict[str, dict[str, Any]]  # section: {key: value}
 
 
@@ -83,7 +81,7 @@ def begun_with(preset: str, run: Path | None) -> str:
     """The preset that counts: the one that is named, or that the run in this folder began with, or `tiny`."""
     if preset or run is None or not (run / RUN_TOML).is_file():
         return preset or "tiny"
-    return str(tomllib.loads((run / RUN_TOML).read_text(encoding="utf-8"))["preset"])
+    return str(read_configuration(run).get("preset", "tiny"))
 
 
 def parsed(pairs: dict[str, str]) -> Settings:
@@ -111,17 +109,17 @@ def load(preset: str, settings: Settings | None = None, run: Path | None = None)
     for a run that is new. Raises KodaError naming the key and what would be accepted.
     """
     if not preset and run is not None and (run / RUN_TOML).is_file():
-        raw = _known(tomllib.loads((run / RUN_TOML).read_text(encoding="utf-8")))
+        raw = _known(read_configuration(run))
     else:
         preset = preset or "tiny"
         if preset not in presets():
             raise KodaError(
-                f"there is no preset {preset!r}{_nearest(preset, presets())}; the presets are {', '.join(presets())}."
+                f"there is no preset {preset!r}{nearest(preset, presets())}; the presets are {', '.join(presets())}."
             )
         raw = tomllib.loads((resources.files("flows.presets") / f"{preset}.toml").read_text(encoding="utf-8"))
     for section, values in (settings or {}).items():
         if section not in _sections():
-            near = _nearest(section, _sections())
+            near = nearest(section, _sections())
             raise KodaError(f"there is no section {section!r}{near}; the sections are {', '.join(_sections())}.")
         raw.setdefault(section, {}).update(values)
         for key, value in values.items():
@@ -141,7 +139,7 @@ def _sections() -> list[str]:
 
 
 def _known(written: dict[str, Any]) -> dict[str, Any]:
-    """What a run.toml of an earlier version sets, as far as there still are such settings."""
+    """What a run.toml sets, as far as there are such settings; `Run` reports what is left out."""
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
     return {
         section: {key: value for key, value in values.items() if key in sections[section].model_fields}  # type: ignore[union-attr]
@@ -193,13 +191,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         section = problem["loc"][0]
         known = list(RunConfig.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
-        return f"there is no setting {path}{_nearest(problem['loc'][-1], known)}; {section} has {', '.join(known)}."
+        return f"there is no setting {path}{nearest(problem['loc'][-1], known)}; {section} has {', '.join(known)}."
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, KodaError | ValueError) and str(cause):
         return str(cause)
     return f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""

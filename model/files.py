@@ -155,15 +155,24 @@ def lock_file(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -
             if time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue
-        file.seek(0)
-        owner = file.read().strip() or "another process"
         file.close()
-        raise KodaError(f"{what} is locked by {owner}. Wait for it, or give this run another --name.")
+        raise _locked(path, what)
     file.truncate(0)
     also = f" ({known_as})" if known_as else ""
     file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}{also}\n")
     file.flush()
     return file
+
+
+def check_unlocked(path: Path, what: str) -> None:
+    """Raise the KodaError that `lock_file` does where another process has locked this file now."""
+    if is_locked(path):
+        raise _locked(path, what)
+
+
+def _locked(path: Path, what: str) -> KodaError:
+    owner = path.read_text(encoding="utf-8").strip() or "another process"
+    return KodaError(f"{what} is locked by {owner}. Wait for it, or give this run another --name.")
 
 
 def is_locked(path: Path) -> bool:

@@ -24,12 +24,19 @@ class Evaluate(Section):
     standard_items: NonNegativeInt = 0
     """Items of each standard task at most; 0: all."""
 
-    def fingerprint(self) -> str:
+    def check(self) -> None:
         if self.standard in ("", "hub"):
-            return ""
+            return
         if not Path(self.standard).is_dir():
             raise KodaError(f"evaluate.standard = {self.standard!r}: neither `hub` nor a folder.")
-        return " ".join(map(sha256, sorted(Path(self.standard).glob("*.jsonl"))))
+        if not any(Path(self.standard).glob("*.jsonl")):
+            raise KodaError(f"evaluate.standard = {self.standard!r}: no file ends in .jsonl there.")
+
+    def fingerprint(self) -> str:
+        self.check()
+        return (
+            "" if self.standard in ("", "hub") else " ".join(map(sha256, sorted(Path(self.standard).glob("*.jsonl"))))
+        )
 
 
 @stage(version=2)

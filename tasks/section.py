@@ -1,5 +1,6 @@
 """Sections of the configuration: each stage's settings are beside the stage, in `tasks/<stage>.py`."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -17,6 +18,12 @@ def one_of(names: Iterable[str]) -> Any:
 def weighted(source: str | dict[str, float]) -> dict[str, float]:
     """Each source, and how often it is read; one alone is read once."""
     return {source: 1.0} if isinstance(source, str) else source
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like this one, as an error adds it; empty where none is."""
+    near = difflib.get_close_matches(str(name), [*known], 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class Section(BaseModel):

@@ -104,6 +104,8 @@ class Tokenize(Section):
     def check(self) -> None:
         for source in weighted(self.source):
             sources.check(source)
+        if self.tokenizer not in ("train", "gpt2"):
+            tokenizer.load(self.tokenizer)
         if self.contamination:
             Overlap.files(self.contamination)
 

@@ -38,14 +38,15 @@ def run(name: str, preset: str, start: str, until: str, settings: "Settings") ->
     """Run the pipeline in this process, and print what it made; `prepare_environment` comes first. Raises KodaError."""
     from flows.config import load
     from flows.environment import causes_only
-    from flows.koda import pipeline
     from tasks.reports.status import closing_lines
     from tasks.runs.paths import folder_of
     from tasks.runs.run import Run
 
-    config = load(preset, settings, folder_of(name))  # refuse before anything starts
-    Run(name, start=start, until=until)
+    config = load(preset, settings, folder_of(name))  # refuse in a moment, before the server starts
+    Run(name, start=start, until=until).check()
     config.check_files(until)
+    from flows.koda import pipeline
+
     with embedded_server(), causes_only():
         pipeline(preset=preset, name=name, start=start, until=until, settings=settings)
     print("\n".join(closing_lines(name)))

@@ -23,7 +23,6 @@ from model.files import read_json
 from model.training.records import read_events, read_metrics, restarts
 from tasks.about import About
 from tasks.convert import sources
-from tasks.reports import plots
 from tasks.reports.recorded import TRAININGS
 from tasks.reports.tables import PARITY, TASK, Table, beside_published, of_each, scored
 from tasks.runs.record import Built, read_built, read_figures
@@ -197,5 +196,7 @@ def parameters(run: Path) -> str:
 
 def curve_picture(run: Path, path: Path) -> None:
     """The loss by step as a picture for the card; nothing where the run trained no base model."""
+    from tasks.reports import plots  # here, as a command that is refused need not wait for Matplotlib
+
     if metrics := read_metrics(run / "pretrain"):
         plots.save(plots.loss(metrics, restarts(read_events(run / "pretrain"))), path)

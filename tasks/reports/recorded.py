@@ -1,6 +1,5 @@
 """What a run has written down so far, for those who report it: finished stages, metrics, hardware."""
 
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from model.files import read_json
 from model.training.goodput import DOWN, goodput
 from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
-from tasks.runs.paths import STAGES
+from tasks.runs.paths import STAGES, read_configuration
 from tasks.runs.record import read_figures, read_record
 from tasks.runs.run import flat
 
@@ -46,7 +45,7 @@ class RecordedRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """`{"pretrain.steps": 7, …}`"""
-        return flat(tomllib.loads(self.configuration))
+        return flat(read_configuration(self.folder))
 
     def metrics(self, stage: str) -> Metrics:
         return read_metrics(self.folder / stage)

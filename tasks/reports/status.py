@@ -1,9 +1,9 @@
 """How far a run is, read from its folder alone."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
+from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import EvaluateFigures, PublishFigures
 from model.files import is_locked
@@ -11,7 +11,7 @@ from model.training.goodput import goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
 from tasks.progress import clock
-from tasks.runs.paths import STAGES, existing, folder_of
+from tasks.runs.paths import RUN_TOML, STAGES, existing, folder_of, read_configuration
 from tasks.runs.record import read_figures, read_record
 from tasks.runs.up_to_date import replaced_input
 
@@ -22,15 +22,17 @@ def status(name: str) -> dict[str, Any]:
     The state of a stage is waiting, running, interrupted, done, or stale: built from a result that was rebuilt since.
     """
     folder = existing(name)
-    config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    config = read_configuration(folder)
     working = is_locked(folder / ".lock")
     stages = {stage: _stage(folder, stage, working) for stage in STAGES}
     training = folder / "pretrain"
-    beat, steps = Heartbeat.read(training), config["pretrain"]["steps"]
+    beat, steps = Heartbeat.read(training), config.get("pretrain", {}).get("steps")
+    if not isinstance(steps, int):
+        raise KodaError(f"{folder / RUN_TOML}: pretrain.steps = {steps!r}; it takes a number of steps.")
     step = steps if stages["pretrain"]["state"] in ("done", "stale") else beat["step"] if beat else 0
     return {
         "name": name,
-        "preset": config["preset"],
+        "preset": config.get("preset", "tiny"),
         "stages": list(stages.values()),
         "step": step,
         "steps": steps,

@@ -2,12 +2,15 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from model.errors import KodaError
 from model.figures import STAGES as FIGURES
 
 STAGES = tuple(FIGURES)  # in their order
+RUN_TOML = "run.toml"  # a run's whole configuration
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 
 
@@ -29,6 +32,22 @@ def folder_of(name: str) -> Path:
 def existing(name: str) -> Path:
     """The folder of a run that has begun. Raises KodaError where there is none."""
     folder = folder_of(name)
-    if not (folder / "run.toml").is_file():
+    if not (folder / RUN_TOML).is_file():
         raise KodaError(f"there is no run {name!r}: {folder} does not exist. `koda run --name {name}` makes it.")
     return folder
+
+
+def read_configuration(run: Path) -> dict[str, Any]:
+    """The run.toml of a run: `{"preset": "tiny", "pretrain": {"steps": 7}, …}`.
+
+    Raises KodaError for one that an edit has damaged.
+    """
+    path = run / RUN_TOML
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KodaError(f"{path} cannot be read: {error}. Correct it by hand; it is TOML, in UTF-8.") from None
+    for name, value in written.items():
+        if not isinstance(value, str if name == "preset" else dict):
+            raise KodaError(f"{path}: {name} = {value!r}; it takes {'a name' if name == 'preset' else 'a section'}.")
+    return written

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from model.errors import KodaError
-from model.files import atomic_write, disk_full, listing, read_json, replace_folder, write_json
+from model.files import atomic_write, check_unlocked, disk_full, listing, read_json, replace_folder, write_json
 from model.parent import die_with_parent
 from tasks.progress import log_line
 from tasks.runs.attempts import Attempts
-from tasks.runs.lock import flow_run_id, lock
-from tasks.runs.paths import STAGES, folder_of
-from tasks.runs.record import RECORD, Built, read_built, versions
+from tasks.runs.lock import LOCK, flow_run_id, lock
+from tasks.runs.paths import RUN_TOML, STAGES, folder_of, read_configuration
+from tasks.runs.record import RECORD, Built, read_built, read_record, versions
 from tasks.runs.up_to_date import check_inputs, up_to_date
-from tasks.section import Section
+from tasks.section import Section, nearest
 
 ATTEMPTS = "attempts.jsonl"
 WORKER = "PREFECT__WORKER_NAME"  # in the environment of a run that a worker has started
@@ -51,20 +51,29 @@ class Run:
         self._built = False  # a stage, by this attempt: one that was rebuilt is no progress
         self._lock: IO[str] | None = None
 
+    def check(self) -> None:
+        """Raise KodaError for what would end this run once it has begun, as far as its folder shows."""
+        check_unlocked(self.folder / LOCK, f"runs/{self.name}")
+        for stage in STAGES:
+            read_record(self.folder / stage)
+            if self.start and STAGES.index(stage) < STAGES.index(self.start):
+                self._earlier_result(stage)
+
     def __enter__(self) -> "Run":
         if WORKER in os.environ:
             die_with_parent()  # without its worker nobody could cancel it; it saves, and the next worker restarts it
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._lock = lock(self.folder, f"runs/{self.name}")
+        path = self.folder / RUN_TOML
+        self._previous_config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        changes = self._changes()  # refuses a damaged one
         self._began_at = self.progress()
         give_up = (
             f"the process of runs/{self.name} died {{died}} times without getting further. What was built is kept; "
             "the same command tries again."
         )
         self.attempts.begin(self._began_at, give_up, flow_run=flow_run_id())
-        path = self.folder / "run.toml"
-        self._previous_config = path.read_text(encoding="utf-8") if path.is_file() else ""
-        for line in self._changes():
+        for line in changes:
             log_line(line)
         self._configure(self._config_text)
         return self
@@ -86,16 +95,17 @@ class Run:
 
     def _configure(self, text: str) -> None:
         if text:
-            with atomic_write(self.folder / "run.toml") as file:
+            with atomic_write(self.folder / RUN_TOML) as file:
                 file.write(text)
 
     def _changes(self) -> list[str]:
-        """The settings that this command changes in the run, a line each."""
+        """The settings that this command changes in the run, and those that it leaves out as unknown, a line each."""
         if not self._previous_config or not self._config_text:
             return []
-        old, new = (flat(tomllib.loads(text)) for text in (self._previous_config, self._config_text))
+        old, new = flat(read_configuration(self.folder)), flat(tomllib.loads(self._config_text))
         changed = (key for key in new if old.get(key) != new[key])
-        return [f"changed    {key} = {new[key]!r}, was {old.get(key, 'not set')!r}" for key in changed]
+        lines = [f"changed    {key} = {new[key]!r}, was {old.get(key, 'not set')!r}" for key in changed]
+        return lines + [f"left out   {key} is no setting{nearest(key, new)}" for key in old if key not in new]
 
     def existing_result(self, stage: str, key: str, inputs: tuple[Any, ...] = ()) -> Built[Any] | None:
         """The stage's result if it is to be taken as it is: it is up to date, or before the stage to start from."""

@@ -5,11 +5,75 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.main import main
+from model.files import lock_file
 from tests.pipeline import KODA
 
 
 def koda(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([KODA, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.toml", 'preset = "tiny', "cannot be read: Unterminated string (at end of document). Correct it by hand"),
+        ("run.toml", 'preset = "t\xff"', "cannot be read: 'utf-8' codec"),
+        ("run.toml", "tokenize = 3", "tokenize = 3; it takes a section"),
+        ("run.toml", "preset = 3", "preset = 3; it takes a name"),
+        ("tokenize/stage.json", "[]", "is damaged: it is not the record of a stage"),
+        ("tokenize/stage.json", '{"key": ', "is damaged: Expecting value: line 1 column 9"),
+        ("tokenize/stage.json", "", "is damaged: Expecting value: line 1 column 1"),
+    ],
+)
+@pytest.mark.parametrize("command", [["status", "r"], ["report", "r"], ["report", "r", "r"], ["run", "--name", "r"]])
+def test_damaged_file_of_a_run_is_one_error_that_names_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    file: str,
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path))
+    for name, written in (("run.toml", "[pretrain]\nsteps = 7\n"), (file, text)):
+        (tmp_path / "r" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "r" / name).write_text(written, encoding="latin-1")
+    monkeypatch.setattr("flows.cli.run.embedded_server", None)  # nothing is started
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"koda: {tmp_path / 'r' / file}") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "tokenize.source=nowhere"], "tokenize.source = 'nowhere' does not exist"),
+        (["--set", "tokenize.tokenizer=nowhere"], "tokenize.tokenizer = 'nowhere': no tokenizer there"),
+        (["--set", "sft.source=nowhere.jsonl"], "sft.source = 'nowhere.jsonl' does not exist"),
+        (["--set", "evaluate.standard=nowhere"], "evaluate.standard = 'nowhere': neither `hub` nor a folder"),
+        (["--set", "evaluate.standard=."], "evaluate.standard = '.': no file ends in .jsonl there"),
+        (["--from", "sft"], "--from sft needs the result of tokenize, and runs/r has none yet"),
+        (["--name", "locked"], "runs/locked is locked by process"),
+    ],
+)
+def test_run_that_cannot_begin_is_refused_before_a_server_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.cli.run.embedded_server", None)
+    (tmp_path / "runs/locked").mkdir(parents=True)
+    with lock_file(tmp_path / "runs/locked/.lock", ""):
+        assert main(["run", "--name", "r", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"koda: {message}") and error.count("\n") == 1
+    assert not (tmp_path / "runs/r").exists()
 
 
 @pytest.mark.parametrize(

@@ -163,18 +163,18 @@ def test_settings_of_a_refused_command_are_put_back(runs: Path) -> None:
     """They would fail the next command too. Where the run got further they are what it was built under, and stay; and a
     crash refuses nothing, as the next attempt is to go on with them."""
     written = runs / "r/run.toml"
-    with Run("r", config_text="steps = 1\n"):
+    with Run("r", config_text="[pretrain]\nsteps = 1\n"):
         pass
-    refuse("steps = 2\n", KodaError())
-    assert written.read_text() == "steps = 1\n"
-    refuse("steps = 3\n", RuntimeError())
-    assert written.read_text() == "steps = 3\n"
-    refuse("steps = 4\n", KodaError(), progress=True)
-    assert written.read_text() == "steps = 4\n"
-    refuse("steps = 5\n", KodaError(), progress=True)  # the same stage, rebuilt
-    assert written.read_text() == "steps = 5\n"
+    refuse("[pretrain]\nsteps = 2\n", KodaError())
+    assert written.read_text() == "[pretrain]\nsteps = 1\n"
+    refuse("[pretrain]\nsteps = 3\n", RuntimeError())
+    assert written.read_text() == "[pretrain]\nsteps = 3\n"
+    refuse("[pretrain]\nsteps = 4\n", KodaError(), progress=True)
+    assert written.read_text() == "[pretrain]\nsteps = 4\n"
+    refuse("[pretrain]\nsteps = 5\n", KodaError(), progress=True)  # the same stage, rebuilt
+    assert written.read_text() == "[pretrain]\nsteps = 5\n"
     refuse("", KodaError())  # a command that brings no settings
-    assert written.read_text() == "steps = 5\n"
+    assert written.read_text() == "[pretrain]\nsteps = 5\n"
 
 
 def test_changed_settings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +182,25 @@ def test_changed_settings_are_printed(capsys: pytest.CaptureFixture[str]) -> Non
         with Run("r", config_text=f"[pretrain]\nsteps = {steps}\nseed = 0\n"):
             pass
     assert capsys.readouterr().out == "changed    pretrain.steps = 2, was 1\n"
+
+
+def test_what_is_no_setting_is_named_when_it_is_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run.toml that was edited by hand, or that an earlier version wrote."""
+    with Run("r", config_text="[tokenize]\nvocabsize = 512\nvocab_size = 9\n[x]\ny = 1\n"):
+        pass
+    with Run("r", config_text="[tokenize]\nvocab_size = 9\n"):
+        pass
+    assert capsys.readouterr().out.splitlines() == [
+        "left out   tokenize.vocabsize is no setting (did you mean tokenize.vocab_size?)",
+        "left out   x.y is no setting",
+    ]
+
+
+def test_damaged_configuration_is_refused_and_is_no_attempt(runs: Path) -> None:
+    with Run("r", config_text="[pretrain]\nsteps = 1\n"):
+        pass
+    (runs / "r/run.toml").write_text("[pretrain\n")
+    for _ in range(LIMIT + 1):
+        with pytest.raises(KodaError, match=r"r/run\.toml cannot be read: .* Correct it by hand"):
+            Run("r", config_text="[pretrain]\nsteps = 1\n").__enter__()
+    assert (runs / "r/run.toml").read_text() == "[pretrain\n"
