@@ -82,6 +82,8 @@ class Run:
         # Settings of a command that was refused would fail the next one too, or upload to where this one could not.
         if kind is KodaError and not self._built and self.progress() == self._began_at:
             self._configure(self._previous_config)
+            if not self._previous_config:
+                (self.folder / RUN_TOML).unlink(missing_ok=True)
         self.attempts.end()
         if self._lock:
             self._lock.close()

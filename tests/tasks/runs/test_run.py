@@ -177,6 +177,13 @@ def test_settings_of_a_refused_command_are_put_back(runs: Path) -> None:
     assert written.read_text() == "[pretrain]\nsteps = 5\n"
 
 
+@pytest.mark.parametrize(("error", "stays"), [(KodaError(), False), (RuntimeError(), True)])
+def test_refused_command_begins_no_run(runs: Path, error: Exception, stays: bool) -> None:
+    """The next command, with no settings of its own, would else be refused for the same ones. A crash is no refusal."""
+    refuse("[pretrain]\nsteps = 0\n", error)
+    assert (runs / "r/run.toml").is_file() == stays
+
+
 def test_changed_settings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for steps in (1, 2):
         with Run("r", config_text=f"[pretrain]\nsteps = {steps}\nseed = 0\n"):
