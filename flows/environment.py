@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.errors import KodaError
-from tasks.runs.paths import root
+from tasks.runs.paths import make_folder, root
 
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect takes
 SETTINGS = {
@@ -39,8 +39,11 @@ def set_environment(quiet: bool) -> None:
         os.environ.setdefault(name, value)
     ours = (root() / ".prefect").absolute()
     home = Path(os.environ.setdefault("PREFECT_HOME", str(ours)))
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if home == ours and home.stat().st_uid == os.getuid():  # of an earlier version
+    if home != ours:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return
+    make_folder(home, 0o700)
+    if home.stat().st_uid == os.getuid():  # of an earlier version
         home.chmod(0o700)  # the database in it has the secrets of blocks, and the key to them
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from model.figures import PublishFigures
 from model.files import read_json
 from model.training.goodput import DOWN, goodput
 from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
@@ -52,6 +53,14 @@ class RecordedRun:
 
     def events(self, stage: str) -> list[EventRecord]:
         return read_events(self.folder / stage)
+
+    @property
+    def published(self) -> str:
+        """Where the exports were published: on the Hub, or in the folder, wherever it is by now; empty: nowhere yet."""
+        figures = self.figures(PublishFigures)
+        if figures is None:
+            return ""
+        return figures.where if figures.where.startswith("https://") else str(self.folder / "publish")
 
     def read(self, path: str) -> Any:
         """A JSON file of the run; None where it does not exist."""

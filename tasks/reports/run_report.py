@@ -11,7 +11,6 @@ from model.figures import (
     EvaluateFigures,
     ExtendFigures,
     PretrainFigures,
-    PublishFigures,
     SftFigures,
     TaskFigures,
 )
@@ -327,7 +326,6 @@ def _lineage(run: RecordedRun) -> str:
         for source, commit in (figures.commits.items() if figures else ())
         if commit
     ]
-    published = run.figures(PublishFigures)
     newest = list(run.records.values())[-1]["versions"]
     differ = {
         f"{name} ({stage})": version
@@ -342,7 +340,7 @@ def _lineage(run: RecordedRun) -> str:
             "A stage's key is a hash of its settings, the keys of the stages it reads and the version of its code."
         )
         + html.table(["stage", "key", "made of"], keys, left=3)
-        + html.note(f"Published: {published.where}" if published else "")
+        + html.note(f"Published: {run.published}" if run.published else "")
         + html.table(["source", "commit"], commits, left=2)
         + html.folded("SHA-256 of tokenizer and corpus", html.table(["file", "SHA-256"], hashes, left=2))
         + html.folded("Versions of Python and the packages", html.table(["package", "version"], versions, left=2))

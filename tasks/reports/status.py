@@ -5,12 +5,13 @@ from typing import Any
 
 from model.errors import KodaError
 from model.export.formats import FORMATS
-from model.figures import EvaluateFigures, PublishFigures
+from model.figures import EvaluateFigures
 from model.files import is_locked
 from model.training.goodput import goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
 from tasks.progress import clock
+from tasks.reports.recorded import RecordedRun
 from tasks.runs.paths import RUN_TOML, STAGES, existing, folder_of, read_configuration
 from tasks.runs.record import read_figures, read_record
 from tasks.runs.up_to_date import replaced_input
@@ -72,9 +73,9 @@ def as_lines(state: dict[str, Any]) -> list[str]:
 def closing_lines(name: str) -> list[str]:
     """What a finished run has made and where it lies; for a run that ended earlier, how far it is."""
     folder = folder_of(name)
-    scores, published = read_figures(folder, EvaluateFigures), read_figures(folder, PublishFigures)
+    scores, published = read_figures(folder, EvaluateFigures), RecordedRun(folder).published
     reached = status(name)
-    if scores is None or published is None or any(stage["state"] != "done" for stage in reached["stages"]):
+    if scores is None or not published or any(stage["state"] != "done" for stage in reached["stages"]):
         return ["", *as_lines(reached)]
     return [
         "",
@@ -82,6 +83,6 @@ def closing_lines(name: str) -> list[str]:
         f"{scores.tasks_above_chance} of {len(scores.tasks)} tasks above chance",
         f"  report     {folder / 'report.html'}",
         *(f"  {format_:<10} {path}" for format_ in FORMATS if (path := folder / "convert" / format_).is_dir()),
-        f"  published  {published.where}",
+        f"  published  {published}",
         f"  talk to it koda chat {name}      (.venv/bin/koda, where it is not on your PATH)",
     ]

@@ -16,7 +16,22 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 
 def root() -> Path:
     """The folder of all runs: `runs` in the current folder, or KODA_RUNS."""
-    return Path(os.environ.get("KODA_RUNS", "runs"))
+    return Path(os.environ.get("KODA_RUNS") or "runs")
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Make a folder below the folder of all runs. Raises KodaError, naming KODA_RUNS, where that cannot be."""
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        where, cause = root(), error.strerror
+        if where.is_symlink() and not where.exists():
+            cause = "it is a link to nothing"
+        elif where.exists() and not where.is_dir():
+            cause = "it is a file"
+        raise KodaError(
+            f"runs cannot be written to {where}: {cause}. Set KODA_RUNS to a folder that you can write to."
+        ) from None
 
 
 def folder_of(name: str) -> Path:

@@ -14,7 +14,7 @@ from model.parent import die_with_parent
 from tasks.progress import log_line
 from tasks.runs.attempts import Attempts
 from tasks.runs.lock import LOCK, flow_run_id, lock
-from tasks.runs.paths import RUN_TOML, STAGES, folder_of, read_configuration
+from tasks.runs.paths import RUN_TOML, STAGES, folder_of, make_folder, read_configuration
 from tasks.runs.record import RECORD, Built, read_built, read_record, versions
 from tasks.runs.up_to_date import check_inputs, up_to_date
 from tasks.section import Section, nearest
@@ -62,7 +62,7 @@ class Run:
     def __enter__(self) -> "Run":
         if WORKER in os.environ:
             die_with_parent()  # without its worker nobody could cancel it; it saves, and the next worker restarts it
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        make_folder(self.folder, 0o750)
         self._lock = lock(self.folder, f"runs/{self.name}")
         path = self.folder / RUN_TOML
         self._previous_config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

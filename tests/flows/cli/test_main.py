@@ -7,6 +7,7 @@ import pytest
 
 from flows.cli.main import main
 from model.files import lock_file
+from tasks.runs.paths import root
 from tests.pipeline import KODA
 
 
@@ -74,6 +75,35 @@ def test_run_that_cannot_begin_is_refused_before_a_server_starts(
     error = capsys.readouterr().err
     assert error.startswith(f"koda: {message}") and error.count("\n") == 1
     assert not (tmp_path / "runs/r").exists()
+
+
+@pytest.mark.parametrize(
+    ("runs", "cause"),
+    [("link", "it is a link to nothing"), ("file", "it is a file"), ("/proc/koda", "No such file or directory")],
+)
+@pytest.mark.parametrize("command", [["run"], ["up"], ["import", "model", "--name", "r"]])
+def test_folder_of_runs_that_cannot_be_written_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runs: str,
+    cause: str,
+    command: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    Path("link").symlink_to("nowhere")
+    Path("file").touch()
+    monkeypatch.setenv("KODA_RUNS", runs)
+    assert main(command) == 1
+    assert capsys.readouterr().err == (
+        f"koda: runs cannot be written to {runs}: {cause}. Set KODA_RUNS to a folder that you can write to.\n"
+    )
+
+
+def test_empty_folder_of_runs_is_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KODA_RUNS", "")
+    assert root() == Path("runs")
 
 
 @pytest.mark.parametrize(
