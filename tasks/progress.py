@@ -12,7 +12,8 @@ LINE_EVERY = 10.0  # seconds between plain lines of one progress
 
 def log_line(line: str) -> None:
     """One line for whoever is watching, and for the run's log where a run is going on."""
-    print(line, flush=True)
+    with suppress(OSError, UnicodeEncodeError):  # a closed pipe or a full disk must not end a training
+        print(line, flush=True)
     from prefect.exceptions import MissingContextError  # here, so that `koda status` starts in a moment
     from prefect.logging import get_run_logger
 

@@ -1,6 +1,8 @@
 """The command `koda`: one file below here for each of its commands, and what they share."""
 
 import argparse
+import io
+import os
 import sys
 from importlib import import_module
 
@@ -24,16 +26,34 @@ COMMANDS = {  # a command's module has `add_arguments(parser)` and `main(argumen
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for an error that a person can fix, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parser(argv[0] if argv else "").parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may have no `…` or `×`
     try:
+        arguments = parser(argv[0] if argv else "").parse_args(argv)
         arguments.command(arguments)
+        print(end="", flush=True)  # here, where an error can still be reported
     except KodaError as error:
         print(f"koda: {error}".replace("\n", "\n      "), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("koda: stopped; the same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `koda status | head`: nobody reads the rest
+        return 0
+    except OSError as error:
+        print(f"koda: {error}", file=sys.stderr)
+        return 1
+    finally:
+        _discard_unwritten()
     return 0
+
+
+def _discard_unwritten() -> None:
+    """Discard what could not be printed: else the interpreter tries again at its end, and reports that."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser(chosen: str) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command as its own process, as a person meets it: errors that a person can fix."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,13 @@ from tasks.runs.paths import root
 from tests.pipeline import KODA
 
 
-def koda(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([KODA, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+def koda(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    environment = {**os.environ, **environment}
+    command = [KODA, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding=encoding, timeout=300
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,37 @@ def test_folder_of_runs_that_cannot_be_written_is_named(
     assert capsys.readouterr().err == (
         f"koda: runs cannot be written to {runs}: {cause}. Set KODA_RUNS to a folder that you can write to.\n"
     )
+
+
+@pytest.fixture
+def named_run(tmp_path: Path) -> Path:
+    """A folder with a run that can be looked at."""
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/run.toml").write_text("[pretrain]\nsteps = 7\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_cannot_hold_every_letter_gets_the_others(named_run: Path, encoding: str) -> None:
+    done = koda("status", "r", folder=named_run, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "r (preset tiny) ? step 0 of 7".replace("?", "·" if encoding == "latin-1" else "?") in done.stdout
+
+
+@pytest.mark.parametrize("command", [["status", "r"], ["status", "r", "--json"], ["run", "--help"]])
+def test_closed_pipe_ends_a_command_quietly(named_run: Path, command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([KODA, *command], cwd=named_run, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full")
+def test_full_disk_under_the_output_is_one_error(named_run: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([KODA, "status", "r"], cwd=named_run, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "koda: [Errno 28] No space left on device\n")
 
 
 def test_empty_folder_of_runs_is_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
