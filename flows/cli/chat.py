@@ -2,19 +2,24 @@
 
 import argparse
 import contextlib
+import io
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from model.data.strings import lone_surrogate
 from model.errors import KodaError
 from model.files import read_json
 from model.sampling import Sampling
 from tasks.runs.paths import existing, folder_of
+from tasks.runs.up_to_date import replaced_input
 
 if TYPE_CHECKING:
     from model.data.chat import Message
     from model.export.runtime import Runtime
 
+GREEDY = 1e-6  # a temperature below it is as good as 0, and logits divided by it may not fit into float32
 WEIGHTS = "extend/weights/COMMIT.json"
 
 
@@ -38,13 +43,16 @@ def main(arguments: argparse.Namespace) -> None:
     sampling = Sampling(**{field: getattr(arguments, field) for field in Sampling._fields})
     for right, field, accepted in (
         (sampling.limit >= 1, "limit", "1 token or more"),
-        (sampling.temperature >= 0, "temperature", "0, or a number above it"),
+        (0 <= sampling.temperature < math.inf, "temperature", "0, or a number above it"),
         (sampling.top_k >= 0, "top_k", "a number of tokens, or 0 for all"),
         (0 < sampling.top_p <= 1, "top_p", "a probability above 0 and up to 1"),
-        (sampling.repetition_penalty >= 1, "repetition_penalty", "1, or a number above it"),
+        (1 <= sampling.repetition_penalty < math.inf, "repetition_penalty", "1, or a number above it"),
+        (0 <= sampling.seed < 1 << 63, "seed", "a whole number from 0 to 2^63 - 1"),
     ):
         if not right:
             raise KodaError(f"--{field.replace('_', '-')} {getattr(sampling, field)}: it takes {accepted}.")
+    if sampling.temperature < GREEDY:
+        sampling = sampling._replace(temperature=0.0)
     with causes_only(), contextlib.suppress(EOFError):
         converse(arguments.name, arguments.runtime, arguments.prompt, sampling)
 
@@ -79,8 +87,10 @@ class Conversation:
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece. When the context is full, the oldest turns are left out first.
 
-        Raises KodaError for a question that leaves no room for an answer.
+        Raises KodaError for a question that is not UTF-8, and for one that leaves no room for an answer.
         """
+        if lone_surrogate(question):  # Python's form of a byte that is not UTF-8
+            raise KodaError(f"the question {question!r} is not UTF-8.")
         message: Message = {"role": "user", "content": question}
         if self._too_long([message]):
             raise KodaError(
@@ -106,7 +116,12 @@ class Conversation:
 def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) -> None:
     """Answer `prompt`, or one question after another until the input ends."""
     model = open_runtime(name, runtime)
-    context = read_json(folder_of(name) / WEIGHTS)["config"]["max_position_embeddings"]
+    if source := replaced_input(folder_of(name), "extend"):
+        print(f"(this model was built from an earlier {source}; koda run --name {name})", file=sys.stderr)
+    shape = read_json(folder_of(name) / WEIGHTS)["config"]
+    context = shape["max_position_embeddings"]
+    if sampling.top_k >= shape["vocab_size"]:  # which mlx refuses
+        sampling = sampling._replace(top_k=0)
     if sampling.limit > context // 2:
         print(f"(answers of at most {context // 2} tokens: half the context is for the question)", file=sys.stderr)
         sampling = sampling._replace(limit=context // 2)
@@ -115,6 +130,8 @@ def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) ->
         _print(talk.ask(prompt))
         return
     print("Type a question; Ctrl-D ends.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         question, forgotten = input("> "), talk.forgotten
         try:

@@ -1,4 +1,6 @@
+import io
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +8,7 @@ from flows.cli.chat import Conversation
 from flows.cli.main import main
 from model.data import chat
 from model.errors import KodaError
+from model.files import write_json
 from model.sampling import Sampling
 
 
@@ -34,7 +37,68 @@ def test_oldest_turns_are_dropped_when_the_context_is_full() -> None:
     assert "".join(conversation.ask("Question 5")) == "3!"  # and the conversation goes on
 
 
-@pytest.mark.parametrize("wrong", [("--limit", "0"), ("--top-p", "0"), ("--temperature", "-1"), ("--top-k", "-3")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(("--limit", "0"), ("--top-p", "0"), ("--top-k", "-3"), ("--seed", "-1"), ("--seed", str(1 << 63))),
+        *(("--temperature", value) for value in ("-1", "inf", "nan")),
+        *(("--repetition-penalty", value) for value in ("0.5", "inf", "nan")),
+    ],
+)
 def test_invalid_sampling_options_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", *wrong]) == 1
     assert f"koda: {wrong[0]} {wrong[1]}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sampling]:
+    """What a runtime of the run `r`, which has 512 tokens, is asked for."""
+    record: list[Sampling] = []
+
+    class Recording(Counting):
+        def stream(self, messages: list[chat.Message], sampling: Sampling) -> Generator[str, None, bool]:
+            record.append(sampling)
+            return super().stream(messages, sampling)
+
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path))
+    monkeypatch.setattr("flows.cli.chat.open_runtime", lambda *_: Recording())
+    shape = {"vocab_size": 512, "max_position_embeddings": 1000}
+    write_json(tmp_path / "r/extend/weights/COMMIT.json", {"config": shape})
+    return record
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "asked_for"),
+    [
+        ("--top-k", "511", 511),
+        ("--top-k", "512", 0),
+        ("--top-k", "100000", 0),
+        ("--temperature", "1e-40", 0.0),
+        ("--temperature", "1e-5", 1e-5),
+        ("--seed", str((1 << 63) - 1), (1 << 63) - 1),
+    ],
+)
+def test_options_at_their_edges_mean_the_same_in_every_runtime(
+    asked: list[Sampling], option: str, value: str, asked_for: float
+) -> None:
+    assert main(["chat", "r", "--prompt", "x", option, value]) == 0
+    assert getattr(asked[0], option[2:].replace("-", "_")) == asked_for
+
+
+def test_question_that_is_not_utf_8_is_named_and_the_conversation_goes_on(
+    asked: list[Sampling], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\ncaf\xc3\xa9\n"), encoding="utf-8"))
+    assert main(["chat", "r"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["> (the question 'caf\\udce9' is not UTF-8.)", "> 1!"] and len(asked) == 1
+    assert main(["chat", "r", "--prompt", "caf\udce9"]) == 1
+    assert capsys.readouterr().err == "koda: the question 'caf\\udce9' is not UTF-8.\n"
+
+
+def test_model_of_an_earlier_result_is_named_as_such(
+    asked: list[Sampling], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "r/extend/stage.json", {"reads": {"sft": "earlier"}})
+    assert main(["chat", "r", "--prompt", "x"]) == 0
+    assert capsys.readouterr().err == "(this model was built from an earlier sft; koda run --name r)\n"
