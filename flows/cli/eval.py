@@ -88,6 +88,8 @@ def evaluate(model: str, suite: str, tasks: Sequence[str], data: str, limit: int
         raise KodaError(f"{model} belongs to no run: name the one whose text the items are made of, --data runs/NAME.")
     if suite == "homemade" and (Path(source) / TOKENIZER).is_file():
         source = str(Path(source) / "tokenize")
+    if suite == "homemade" and not (Path(source) / "heldout").is_dir():
+        raise KodaError(f"{source} is no run: the home-made items are made of a run's held-out text, --data runs/NAME.")
     items = suite_items(suite, tasks, source, limit)  # type: ignore[arg-type]
     marked = []
     for located in subjects:

@@ -105,11 +105,15 @@ def _measure(
 
 def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> dict[str, list[Item]]:
     """The items of a suite, all its tasks where `names` is empty. `data` is a folder or `hub` for the standard one, and
-    a run's folder `tokenize` for the home-made one. Raises KodaError for a task that is not in the suite."""
+    a run's folder `tokenize` for the home-made one. Raises KodaError for a task that is not in the suite, or that was
+    named and has no file."""
     known = standard.TASKS if suite == "standard" else homemade.TASKS
     if unknown := [name for name in names if name not in known]:
         raise KodaError(f"--tasks {unknown[0]}: the {suite} suite has {', '.join(known)}.")
     if suite == "standard":
+        for name in names:
+            if data != "hub" and not (Path(data) / f"{name}.jsonl").is_file():
+                raise KodaError(f"--tasks {name}: {data} has no {name}.jsonl.")
         return standard.items(names or known, data, limit)
     made = homemade.items(heldout_documents(Path(data)), Unigram(Path(data)), limit or HOMEMADE)
     return {name: made[name] for name in names or known}
