@@ -1,6 +1,7 @@
 """Repositories on the Hugging Face Hub: what would change there, and one commit that changes it."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tasks import retries
 from tasks.progress import log_line
 
 SECRET = "hf-token"  # the name of a Prefect Secret block that may contain the token
+PATIENCE = 15.0  # seconds for the first answer of the Hub
 SHA256 = 64  # letters of such a hash; the Hub gives it for large files, and git's for small ones
 LISTED = 12  # files that are printed one by one
 
@@ -31,18 +33,42 @@ class Change(NamedTuple):
 
 
 def token() -> str:
-    """The token for the Hub: HF_TOKEN, or the Secret block. Raises KodaError where there is neither."""
-    if token_ := os.environ.get("HF_TOKEN"):
-        return token_
+    """The token for the Hub: HF_TOKEN, or the Secret block. Raises KodaError where there is none."""
+    if token_ := os.environ.get("HF_TOKEN", "").strip():
+        return _sendable(token_, "HF_TOKEN")
     from prefect.blocks.system import Secret
 
     try:
-        return str(Secret.load(SECRET).get())  # type: ignore[union-attr]  # typed as async
+        token_ = str(Secret.load(SECRET).get()).strip()  # type: ignore[union-attr]  # typed as async
     except ValueError:
         raise KodaError(
             "publishing on the Hub needs a token with write access: as HF_TOKEN in the environment, or in a Prefect "
             f"Secret block named {SECRET!r}."
         ) from None
+    return _sendable(token_, f"the Prefect Secret block {SECRET!r}")
+
+
+def _sendable(token_: str, where: str) -> str:
+    if not re.fullmatch("[!-~]+", token_):  # what an HTTP header can have; the text itself is a secret
+        raise KodaError(f"{where} is not a token of the Hub: those are ASCII letters, digits and signs.")
+    return token_
+
+
+def check(repository: str) -> None:
+    """Raise KodaError where the Hub does not respond, or refuses the token: in one request, before anything is done."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token())
+    with refusals(repository):
+        try:
+            api.repo_info(repository, timeout=PATIENCE)
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code in (401, 403):
+                raise
+            # Of a repository that does not exist yet, or of a server that may recover: the upload tries again.
+        except Exception as error:
+            raise KodaError(f"the Hub does not respond: {type(error).__name__}: {error}") from None
 
 
 def files_of(folder: Path) -> list[str]:

@@ -58,11 +58,12 @@ def publish(
     tokens: Built[CorpusFigures],
 ) -> PublishFigures:
     """Lay out hf/, gguf/ and mlx/, each with its card, checksums and lineage; upload them if `to` is on the Hub."""
+    if settings.to != "local":
+        hub.check(settings.to)
     configuration = (exports.folder.parent / "run.toml").read_text(encoding="utf-8")
     formats = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)
     commits = {}
     if settings.to != "local":
-        hub.token()  # refuse before anything is sent
         with progress("publish", len(formats)) as watch:
             for number, format_ in enumerate(formats):
                 place = repository(settings.to, format_)
@@ -163,6 +164,8 @@ def would_change(name: str, configuration: str, settings: Publish, about: About)
         raise KodaError(f"run {name!r} has no {missing[0]} yet: there is nothing to publish. `koda run` makes it.")
     for name_ in built:
         check_inputs(run, name_)
+    if settings.to != "local":
+        hub.check(settings.to)
     out = run / ".publish.would"
     shutil.rmtree(out, ignore_errors=True)
     try:

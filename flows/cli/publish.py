@@ -1,6 +1,7 @@
 """`koda publish`: a run's exports, in its folder or on the Hugging Face Hub."""
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from flows.cli.run import run
@@ -25,7 +26,20 @@ def main(arguments: argparse.Namespace) -> None:
         print("\n".join(dry_run(arguments.name, settings)))
     else:
         prepare_environment()  # before anything imports Prefect
+        check_hub(arguments.name, settings)
         run(arguments.name, "", "publish", "publish", settings)
+
+
+def check_hub(name: str, settings: "Settings") -> None:
+    """Raise KodaError, before the server starts, where the Hub cannot be published to; a token in a Secret block is
+    checked by the stage, which can read it."""
+    from flows.config import load
+    from tasks import hub
+    from tasks.runs.paths import folder_of
+
+    to = load("", settings, folder_of(name)).publish.to
+    if to != "local" and "HF_TOKEN" in os.environ:
+        hub.check(to)
 
 
 def dry_run(name: str, settings: "Settings") -> list[str]:

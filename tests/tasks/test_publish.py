@@ -22,6 +22,7 @@ from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import PublishFigures
 from model.files import checksums, read_json, sha256, write_json
+from model.ports import free_port
 from tasks.about import About
 from tasks.hub import SECRET, Change, change_lines, upload
 from tasks.publish import Publish, public, publish
@@ -251,9 +252,11 @@ def test_place_that_could_not_be_published_to_is_not_kept_as_a_setting(
     [
         ("hf_wrong", "user/tiny", "refused the token for user/tiny: it needs write access"),
         (None, "another/tiny", "refused the token for another/tiny: it needs write access"),
+        ("hf_tökén", "user/tiny", "HF_TOKEN is not a token of the Hub: those are ASCII letters"),
+        ("hf_a b", "user/tiny", "HF_TOKEN is not a token of the Hub: those are ASCII letters"),
         ("", "user/tiny", f"as HF_TOKEN in the environment, or in a Prefect Secret block named '{SECRET}'"),
     ],
-    ids=["wrong", "of another user", "none"],
+    ids=["wrong", "of another user", "not ASCII", "two words", "none"],
 )
 def test_without_a_token_with_write_access_nothing_is_sent(
     hub: Hub,
@@ -271,11 +274,34 @@ def test_without_a_token_with_write_access_nothing_is_sent(
         publishing(to)
     assert "\n" not in str(refused.value)
     assert (hub.repos, hub.received) == ({}, 0)
-    assert len({*hub.requests}) == len(hub.requests) == {"": 0, "hf_wrong": 1, None: 4}[token]
+    assert len(hub.requests) == {"hf_wrong": 1, None: 5}.get(token, 0)
     if token is not None:
         capsys.readouterr()
         assert main(["publish", "tiny", "--to", to, "--dry-run"]) == 1
         assert capsys.readouterr().err == f"koda: {refused.value}\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_hub_that_does_not_respond_is_one_error_before_anything_is_done(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """No server is started, nothing is laid out, and nothing is tried again."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("flows.cli.run.embedded_server", None)
+    began = time.monotonic()
+    assert main(["publish", "tiny", "--to", "user/tiny", *more]) == 1
+    assert time.monotonic() - began < 10
+    error = capsys.readouterr().err
+    assert error.startswith("koda: the Hub does not respond: ") and error.count("\n") == 1
+    assert not (run / "publish").exists()
+
+
+def test_stage_asks_the_hub_before_it_lays_anything_out(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run does that a worker starts."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("tasks.publish.lay_out", None)
+    with pytest.raises(KodaError, match="the Hub does not respond"):
+        publishing()
 
 
 def test_token_may_be_in_a_secret_block(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
