@@ -128,6 +128,11 @@ def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
         log_line(
             f"tokenize   {figures.markers:,} `{END_OF_TEXT}` were read as letters; tokenize.cut=endoftext cuts there"
         )
+    if settings.tokenizer == "train" and figures.vocab_size < settings.vocab_size:
+        log_line(
+            f"tokenize   the vocabulary has {figures.vocab_size:,} entries, not tokenize.vocab_size = "
+            f"{settings.vocab_size:,}: the text has no more to merge"
+        )
     if figures.encoder_why:
         log_line(f"tokenize   encoded by {figures.encoder}, not tiktoken: {figures.encoder_why}")
     notes: list[str] = read_json(out / "notes.json")

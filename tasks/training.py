@@ -1,5 +1,6 @@
 """Training under supervision: the same for pretraining, fine-tuning and the longer context."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -148,7 +149,12 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
             task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
         )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes)
         began = end
-    metrics = read_metrics(folder)
+    metrics, guessing = read_metrics(folder), math.log(job.model.vocab_size)
+    if metrics.heldout and (loss := metrics.heldout[-1].heldout_loss) > guessing:
+        log_line(
+            f"{label:<10} held-out loss {loss:.2f} is worse than guessing ({guessing:.2f}): the training diverged, or "
+            f"has hardly begun; a smaller {label}.learning_rate helps against the former"
+        )
     return TrainingFigures(
         steps=job.recipe.steps,
         tokens=job.recipe.steps * job.recipe.batch_size * job.sequence_length,

@@ -118,7 +118,7 @@ def pack(
         raise KodaError(
             f"sft.source = {', '.join(source)} has {kinds['conversations']} conversations to train on and "
             f"{kinds['heldout_conversations']} held out ({kinds['too_long']} were longer than the context of "
-            f"{sequence_length} tokens{bad}). Both parts need some."
+            f"{sequence_length} tokens, {kinds['cut']} were cut to it{bad}). Both parts need some."
         )
     for part in rows.values():
         part.close()

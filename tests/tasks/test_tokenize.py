@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from model.files import listing
 from model.ports import free_port
 from tasks.runs.run import Run
 from tasks.tokenize import Tokenize, tokenize
+from tests.records import FIGURES
 
 
 @pytest.fixture
@@ -95,3 +97,20 @@ def test_impossible_source_is_refused() -> None:
     for wrong in ("", {}, {"docs": 0}, {"docs": -1.0}):
         with pytest.raises(ValidationError):
             Tokenize(source=wrong)
+
+
+@pytest.mark.parametrize(("settings", "noted"), [({"vocab_size": 512}, True), ({"vocab_size": 349}, False)])
+def test_vocabulary_that_is_smaller_than_its_setting_is_noted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, int],
+    noted: bool,
+) -> None:
+    (tmp_path / "notes.json").write_text("[]")
+    monkeypatch.setattr("tasks.tokenize._here", lambda *_: replace(FIGURES["tokenize"], vocab_size=349))
+    tokenize.body(tmp_path, Tokenize(**settings))
+    note = "the vocabulary has 349 entries, not tokenize.vocab_size = 512: the text has no more to merge"
+    assert (note in capsys.readouterr().out) == noted
+    tokenize.body(tmp_path, Tokenize(tokenizer="gpt2", **settings))
+    assert note not in capsys.readouterr().out

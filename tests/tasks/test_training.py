@@ -1,10 +1,15 @@
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from model.config import LlamaConfig
 from model.errors import KodaError
-from model.training.records import Event, log_event
+from model.files import append_line
+from model.training.records import METRICS, Event, HeldoutMetrics, log_event
 from tasks import training
+from tasks.pretrain import Pretrain
 from tasks.training import EventEcho, newest_step, peers
 
 
@@ -48,3 +53,23 @@ def test_gpus_are_shared_out_evenly_among_processes(monkeypatch: pytest.MonkeyPa
     assert [peer["JAX_PROCESS_ID"] for peer in (first, second)] == ["0", "1"]
     with pytest.raises(KodaError, match="4 GPUs"):
         peers(3)
+
+
+@pytest.mark.parametrize(("loss", "warns"), [(69.9, True), (5.77, True), (5.76, False)])
+def test_training_that_is_worse_than_guessing_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shape: LlamaConfig,
+    loss: float,
+    warns: bool,
+) -> None:
+    """A guess among the 320 tokens of its vocabulary is at ln 320 = 5.768."""
+    monkeypatch.setattr(training, "segment", SimpleNamespace(with_options=lambda **_: lambda *_: None))
+    append_line(tmp_path / METRICS, asdict(HeldoutMetrics(7, 1.0, loss)))
+    settings = Pretrain(steps=7)
+    job = settings.job(shape, folder=str(tmp_path), train="", heldout="", end_of_text=0)
+    assert training.run_training("pretrain", job, [7], settings).heldout_loss == loss
+    printed = capsys.readouterr().out
+    assert (f"held-out loss {loss:.2f} is worse than guessing (5.77)" in printed) == warns
+    assert ("a smaller pretrain.learning_rate helps" in printed) == warns

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.plan import expected_loss
+from flows.cli.plan import expected_loss, pretraining_job
 from flows.config import load
 from model.accelerators import ACCELERATORS, accelerator, flops_per_token, named
 from model.errors import KodaError
@@ -25,6 +25,14 @@ def test_flops_per_token_of_the_reference_model_match_palm() -> None:
     products = 1_269_209_088 - 50257 * 2048
     assert flops_per_token(shape, 1024) == 6 * products + 12 * 24 * 2048 * 1024
     assert flops_per_token(shape, 1024, causal=True) == 6 * products + 6 * 24 * 2048 * 1024
+
+
+def test_tokenizer_that_is_not_there_is_refused_and_not_taken_for_gpt2(tmp_path: Path, tokenizer_file: Path) -> None:
+    for there, size in (("gpt2", 50257), (str(tokenizer_file), 512), ("train", 4096)):
+        assert pretraining_job(load("tiny", {"tokenize": {"tokenizer": there}})).model.vocab_size == size
+    for missing in (str(tmp_path / "tokenizer.json"), str(tmp_path), "gpt-2"):
+        with pytest.raises(KodaError, match=f"tokenize.tokenizer = '{missing}': no tokenizer there"):
+            pretraining_job(load("tiny", {"tokenize": {"tokenizer": missing}}))
 
 
 def test_device_is_recognised_by_its_name() -> None:

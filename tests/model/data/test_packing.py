@@ -263,9 +263,10 @@ def test_what_needs_no_fix_is_counted_and_not_refused(tmp_path: Path, packed: An
 
 
 def test_no_conversation_at_all_is_refused_with_every_count(tmp_path: Path, packed: Any) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", [{"instruction": "?", "response": ""}, {"x": 1}])
-    with pytest.raises(KodaError, match=r"has 0 .*1 left out as nothing_to_learn, 1 left out as no_conversation"):
-        packed(source, bad_input="skip")
+    rows = [{"instruction": "?", "response": ""}, {"x": 1}, {"instruction": "?" * 200, "response": "!"}]
+    source, counts = write_rows(tmp_path / "rows.jsonl", rows), "2 left out as nothing_to_learn, 1 left out as no_conv"
+    with pytest.raises(KodaError, match=rf"has 0 .*0 were longer than .* 1 were cut to it, {counts}"):
+        packed(source, bad_input="skip", too_long="truncate")
 
 
 def test_flaws_name_their_place(tmp_path: Path) -> None:
