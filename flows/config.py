@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.data.strings import lone_surrogate, strings
 from model.errors import KodaError
+from model.figures import CorpusFigures
 from tasks.about import About
 from tasks.convert import Convert
 from tasks.evaluate import Evaluate
@@ -17,6 +18,7 @@ from tasks.extend import Extend
 from tasks.pretrain import Model, Pretrain
 from tasks.publish import Publish
 from tasks.runs.paths import RUN_TOML, STAGES, read_configuration
+from tasks.runs.record import Built, read_built
 from tasks.section import Section, nearest
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
@@ -50,10 +52,19 @@ class RunConfig(Section):
 
     def check_files(self, until: str) -> None:
         """Raise KodaError where a stage up to `until` (empty: any) would be refused for a file that it names."""
-        for stage in STAGES[: STAGES.index(until) + 1] if until in STAGES else STAGES:
-            section: Section | None = getattr(self, stage, None)
-            if section is not None:
-                section.check()
+        for section in self._stages(until).values():
+            section.check()
+
+    def check_stages(self, until: str, tokens: Built[CorpusFigures]) -> None:
+        """Raise KodaError where a stage up to `until` would be refused for these tokens, once a training was paid for;
+        a stage that has a result has been through that."""
+        for stage, section in self._stages(until).items():
+            if read_built(tokens.folder.parent, stage) is None:
+                section.check_tokens(tokens, self.model.max_position_embeddings)
+
+    def _stages(self, until: str) -> dict[str, Section]:
+        stages = STAGES[: STAGES.index(until) + 1] if until in STAGES else STAGES
+        return {stage: getattr(self, stage) for stage in stages if hasattr(self, stage)}
 
     @model_validator(mode="after")
     def exportable(self) -> "RunConfig":

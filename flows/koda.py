@@ -47,6 +47,7 @@ def pipeline(
         links(run.folder)
         with suppress(Reached):
             tokens = tokenize(run, c.tokenize)
+            c.check_stages(until, tokens)  # what sft and extend need of them, before pretraining
             base = checkpoint(run, pretrain(run, c.pretrain, c.model, tokens))
             chat = sft(run, c.sft, base, tokens)
             long = extend(run, c.extend, chat, tokens)

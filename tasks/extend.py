@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from model.config import LlamaConfig
+from model.errors import KodaError
 from model.figures import (
     AdaptationFigures,
     CheckpointFigures,
@@ -48,6 +49,15 @@ class Extend(TrainSection):
     """Texts for each length and depth in which a pass key is hidden, to be recalled."""
     answer_limit: PositiveInt = 100
     """Tokens within which an answer should end by itself, when that is measured."""
+
+    def check_tokens(self, tokens: Built[CorpusFigures], context: int) -> None:
+        longer, heldout = int(context * self.factor), tokens.figures.heldout_tokens
+        if self.factor > 1 and heldout <= longer:
+            raise KodaError(
+                f"extend.factor = {self.factor:g}: the {heldout:,} held-out tokens are too few for one row of "
+                f"{longer:,}, which the longer context is measured on. Use more text, a larger "
+                "tokenize.heldout_fraction, or a smaller extend.factor (1: none)."
+            )
 
 
 @stage(version=2, resumes=True)

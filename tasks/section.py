@@ -2,9 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:  # it is above this module
+    from model.figures import CorpusFigures
+    from tasks.runs.record import Built
 
 # A setting that changes how a stage goes about its work and not what it makes: it is left out of the stage's key.
 OPERATIONAL: dict[str, Any] = {"operational": True}
@@ -37,6 +41,9 @@ class Section(BaseModel):
 
     def check(self) -> None:
         """Raise KodaError for a file or folder that these settings name and that cannot be read as what it is for."""
+
+    def check_tokens(self, tokens: "Built[CorpusFigures]", context: int) -> None:
+        """Raise KodaError where the stage could not use these tokens after a training in rows of `context` tokens."""
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what the stage makes."""

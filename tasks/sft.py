@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from model.config import LORA_TARGETS, LlamaConfig
-from model.data import conversations
+from model.data import conversations, packing
 from model.figures import (
     CheckpointFigures,
     CorpusFigures,
@@ -82,6 +82,19 @@ class Sft(TrainSection):
     def check(self) -> None:
         for source in weighted(self.source):
             conversations.check(source)
+
+    def check_tokens(self, tokens: Built[CorpusFigures], context: int) -> None:
+        fitting = packing.Fitting(
+            split=self.split,
+            language=self.language,
+            tokenizer=str(tokens / "tokenizer.json"),
+            sequence_length=context,
+            too_long=self.too_long,
+            bad_input=self.bad_input,
+            train_end=self.train_end,
+            metadata=[*self.metadata],
+        )
+        packing.check(weighted(self.source), fitting)
 
     def fingerprint(self) -> str:
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))

@@ -2,6 +2,7 @@
 
 import collections
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,71 @@ class Rows:
         self._ids, self._marks = [], []
 
 
+class Fitting:
+    """The conversations of sources that fit a row and have something to learn; the others are counted, or refused."""
+
+    def __init__(
+        self,
+        split: str,
+        language: str,
+        tokenizer: str,
+        sequence_length: int,
+        too_long: str,
+        bad_input: str,
+        train_end: bool,
+        metadata: list[str],
+    ):
+        self.encoder, self.length, self.train_end = tokenizers.load(tokenizer), sequence_length, train_end
+        self.split, self.language, self.metadata = split, language, metadata
+        self.too_long, self.bad_input = too_long, bad_input
+        self.counts: collections.Counter[str] = collections.Counter()  # too_long, cut, and reasons of bad input
+        self.unread: collections.Counter[str] = collections.Counter()  # rows by column
+
+    def read(self, name: str, commit: str) -> Iterator[tuple[Conversation, chat.Tokens]]:
+        """Those of one source. Raises KodaError, with its place, for one that the settings refuse."""
+        for item in conversations.conversations(name, self.split, commit, self.language, self.metadata):
+            if isinstance(item, Flaw):
+                self._leave_out(item)
+                continue
+            self.unread.update(item.unread)
+            complete = chat.encode(self.encoder, item.messages, self.train_end, item.unlearned)
+            tokens = _fit(complete, self.length + 1, self.too_long, item.name)
+            if tokens is None:
+                self.counts["too_long"] += 1
+                continue
+            self.counts["cut"] += tokens is not complete
+            if any(tokens.trained):
+                yield item, tokens
+            else:
+                self._leave_out(Flaw(item.name, "nothing_to_learn", "there is no answer in it (within the context)"))
+
+    def _leave_out(self, flaw: Flaw) -> None:
+        if self.bad_input == "refuse" and flaw.reason not in COUNTED:
+            raise KodaError(
+                f"{flaw.name}: {flaw.detail}. Fix it, remove it, or leave out all such input with sft.bad_input=skip."
+            )
+        self.counts[flaw.reason] += 1
+
+    def skipped(self) -> dict[str, int]:
+        """How many were left out as bad input, by reason."""
+        return {reason: count for reason, count in self.counts.items() if count and reason not in ("too_long", "cut")}
+
+    def too_few(self, source: dict[str, float], trained: int, heldout: int) -> KodaError:
+        """The error that a part has no conversation."""
+        bad = "".join(f", {count} left out as {reason}" for reason, count in self.skipped().items())
+        return KodaError(
+            f"sft.source = {', '.join(source)} has {trained} conversations to train on and {heldout} held out "
+            f"({self.counts['too_long']} were longer than the context of {self.length} tokens, "
+            f"{self.counts['cut']} were cut to it{bad}). Both parts need some."
+        )
+
+
+def check(source: dict[str, float], fitting: Fitting) -> None:
+    """Raise KodaError where not one conversation fits a row; nothing is read after the first that does."""
+    if not any(True for name in source for _ in fitting.read(name, "")):
+        raise fitting.too_few(source, 0, 0)
+
+
 def pack(
     out: str,
     source: dict[str, float],
@@ -70,60 +136,40 @@ def pack(
     Each source is repeated as often as its weight (a fraction selects by each conversation's hash). Returns the counts.
     Raises KodaError, with its place, for a conversation that the settings refuse.
     """
-    encoder = tokenizers.load(tokenizer)
-    size, end = encoder.get_vocab_size(), tokenizers.end_of_text(encoder)
-    rows = {part: Rows(Path(out) / part, size, sequence_length, end) for part in ("train", "heldout")}
-    counts: collections.Counter[str] = collections.Counter(conversations=0, heldout_conversations=0, too_long=0, cut=0)
-    unread: collections.Counter[str] = collections.Counter()  # rows by column
+    fitting = Fitting(split, language, tokenizer, sequence_length, too_long, bad_input, train_end, metadata)
+    size, end = fitting.encoder.get_vocab_size(), tokenizers.end_of_text(fitting.encoder)
+    rows = {part: Rows(Path(out) / part, size, fitting.length, end) for part in ("train", "heldout")}
+    trained = heldout = 0
     prompts: list[dict[str, Any]] = []
     record = Path(out) / "commits.json"  # of the first attempt, so that later attempts read the same rows
     if not record.is_file():
         write_json(record, sources.commits(source))
     commits: dict[str, str] = read_json(record)
-
-    def leave_out(flaw: Flaw) -> None:
-        if bad_input == "refuse" and flaw.reason not in COUNTED:
-            raise KodaError(
-                f"{flaw.name}: {flaw.detail}. Fix it, remove it, or leave out all such input with sft.bad_input=skip."
-            )
-        counts[flaw.reason] += 1
-
     for name, weight in source.items():
-        for item in conversations.conversations(name, split, commits.get(name, ""), language, metadata):
-            if isinstance(item, Flaw):
-                leave_out(item)
-                continue
-            unread.update(item.unread)
-            complete = chat.encode(encoder, item.messages, train_end, item.unlearned)
-            tokens = _fit(complete, sequence_length + 1, too_long, item.name)
-            if tokens is None:
-                counts["too_long"] += 1
-                continue
-            counts["cut"] += tokens is not complete
-            if not any(tokens.trained):
-                leave_out(Flaw(item.name, "nothing_to_learn", "there is no answer in it (within the context)"))
-            elif is_heldout(_question(item.messages), heldout_fraction):
-                counts["heldout_conversations"] += 1
+        for item, tokens in fitting.read(name, commits.get(name, "")):
+            if is_heldout(_question(item.messages), heldout_fraction):
+                heldout += 1
                 rows["heldout"].add(tokens)
                 prompts.append(_prompt(item))
             else:
                 copies = _copies(item.messages, weight)
-                counts["conversations"] += copies > 0
+                trained += copies > 0
                 for _ in range(copies):
                     rows["train"].add(tokens)
-    kinds = {name: counts.pop(name) for name in ("conversations", "heldout_conversations", "too_long", "cut")}
-    skipped = {reason: count for reason, count in counts.items() if count}
-    if not kinds["conversations"] or not kinds["heldout_conversations"]:
-        bad = "".join(f", {count} left out as {reason}" for reason, count in skipped.items())
-        raise KodaError(
-            f"sft.source = {', '.join(source)} has {kinds['conversations']} conversations to train on and "
-            f"{kinds['heldout_conversations']} held out ({kinds['too_long']} were longer than the context of "
-            f"{sequence_length} tokens, {kinds['cut']} were cut to it{bad}). Both parts need some."
-        )
+    if not trained or not heldout:
+        raise fitting.too_few(source, trained, heldout)
     for part in rows.values():
         part.close()
     write_json(Path(out) / "prompts.json", prompts)
-    return PackingFigures(**kinds, skipped=skipped, unread=dict(unread), commits=commits)
+    return PackingFigures(
+        conversations=trained,
+        heldout_conversations=heldout,
+        too_long=fitting.counts["too_long"],
+        cut=fitting.counts["cut"],
+        skipped=fitting.skipped(),
+        unread=dict(fitting.unread),
+        commits=commits,
+    )
 
 
 def _fit(tokens: chat.Tokens, length: int, too_long: str, name: str) -> chat.Tokens | None:

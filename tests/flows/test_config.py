@@ -1,12 +1,18 @@
 import re
+import shutil
 import tomllib
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flows.config import as_toml, load, parsed, presets
 from model.errors import KodaError
+from model.figures import CorpusFigures
 from tasks.pretrain import segment_ends
+from tasks.runs.record import Built
+from tests.records import FIGURES, write_record
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -110,6 +116,56 @@ def test_files_are_looked_for_before_the_first_stage_runs(tmp_path: Path) -> Non
         with pytest.raises(KodaError):
             load("tiny", {setting: {"source": wrong}}).check_files("")
     load("tiny", parsed({"tokenize.source": str(tmp_path / "text.txt")})).check_files("")
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, tokenizer_file: Path) -> Built[CorpusFigures]:
+    """Of a run that has got no further; 129 of them are held out."""
+    (tmp_path / "r/tokenize").mkdir(parents=True)
+    shutil.copy(tokenizer_file, tmp_path / "r/tokenize/tokenizer.json")
+    figures = replace(FIGURES["tokenize"], heldout_tokens=129)
+    return Built("tokenize", tmp_path / "r/tokenize", "k", figures)
+
+
+@pytest.mark.parametrize(
+    ("settings", "until", "message"),
+    [
+        (
+            {"model.max_position_embeddings": "16"},
+            "",
+            r"has 0 conversations .*\(2 were longer than the context of 16",
+        ),
+        ({"model.max_position_embeddings": "16"}, "checkpoint", ""),
+        ({"model.max_position_embeddings": "64"}, "", ""),
+        (
+            {"model.max_position_embeddings": "16", "sft.too_long": "truncate", "sft.bad_input": "skip"},
+            "",
+            "0 were longer .* 2 were cut to it, 2 left out as nothing_to_learn",
+        ),
+        (
+            {"extend.factor": "2.5"},
+            "",
+            r"extend\.factor = 2\.5: the 129 held-out tokens are too few for .* 160",
+        ),
+        ({"extend.factor": "2.5"}, "sft", ""),
+        ({"extend.factor": "2.02"}, "", r"extend\.factor = 2\.02: .* one row of 129"),
+        ({"extend.factor": "2"}, "", ""),
+    ],
+)
+def test_what_later_stages_cannot_use_is_refused_before_pretraining(
+    tmp_path: Path, tokens: Built[CorpusFigures], settings: dict[str, str], until: str, message: str
+) -> None:
+    """Conversations of which none fits the context, and held-out text that is shorter than the longer one."""
+    row = '{"instruction": "What is the answer to this long question?", "response": "It is the shortest of all."}\n'
+    (tmp_path / "rows.jsonl").write_text(2 * row)
+    changed = {"model.max_position_embeddings": "64", "sft.source": str(tmp_path / "rows.jsonl"), **settings}
+    config = load("tiny", parsed(changed))
+    with pytest.raises(KodaError, match=message) if message else nullcontext():
+        config.check_stages(until, tokens)
+    if message:  # what is done already is not tried again
+        for stage in ("sft", "extend"):
+            write_record(tmp_path / "r", stage, FIGURES[stage])
+        config.check_stages(until, tokens)
 
 
 def test_unknown_preset_is_refused_with_the_nearest() -> None:
