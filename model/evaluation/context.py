@@ -1,6 +1,6 @@
 """A longer context: the same weights with scaled rotary positions, and their evaluation there.
 
-Letters in names: B batch, T time, V vocabulary.
+Letters in names: B batch, T time, S time + 1: a row with its last target.
 """
 
 from dataclasses import asdict, replace
@@ -8,8 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -29,7 +27,6 @@ from model.rope import ntk_theta
 
 Method = Literal["unchanged", "linear", "yarn", "ntk"]
 BINS = 16  # points of the curve over the longer context
-BATCH = 4
 
 
 def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig:
@@ -127,19 +124,7 @@ def under(model: Llama, config: LlamaConfig) -> Llama:
 
 def loss_by_position(model: Llama, heldout: Path, context: int, rows: int) -> np.ndarray:
     """Mean held-out loss at each position of the context, `[context]`, nats."""
-    batches = Batches(heldout, batch_size=BATCH, sequence_length=context, seed=0)
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def losses(state: nnx.State, inputs_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
-        logits_BTV = nnx.merge(graph, state)(inputs_BT)
-        logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
-        return jax.nn.logsumexp(logits_BTV, -1) - logit_BT
-
-    count = max(BATCH, min(rows, batches.rows) // BATCH * BATCH)
-    losses_BT = [
-        np.asarray(losses(state, batch.inputs_BT, batch.targets_BT))
-        for first in range(0, count, BATCH)
-        for batch in [batches.take(np.arange(first, first + BATCH) % batches.rows)]
-    ]
-    return np.concatenate(losses_BT).mean(axis=0)
+    batches = Batches(heldout, batch_size=1, sequence_length=context, seed=0)
+    batch = batches.take(np.arange(min(rows, batches.rows)))
+    tokens_BS = np.concatenate([batch.inputs_BT, batch.targets_BT[:, -1:]], axis=1)
+    return -Scorer(model).rows(tokens_BS).mean(axis=0)

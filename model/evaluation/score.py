@@ -5,7 +5,7 @@ several contexts: each context is read once, and little is padding. The head is 
 scored, a chunk at a time, so that the logits of a whole batch are never in memory at once.
 
 Letters in names: B batch, T time, D model width, V vocabulary, X positions of a batch (B · T), N targets, C targets of
-a chunk; 4 token, position, segment and branch of each place in a batch.
+a chunk; R rows, S their tokens; 4 token, position, segment and branch of each place in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,7 +131,17 @@ class Scorer:
         for start in range(0, max(1, len(ids) - 1 - half), half):
             fresh = start + (0 if start == 0 else half)  # the first target that the window before has not scored
             families.append(_single(ids[start : fresh + 1], ids[fresh + 1 : start + window + 1], fresh))
-        logprobs = np.zeros(len(ids) - 1, np.float32)
+        return self._each(families, len(ids) - 1)
+
+    def rows(self, tokens_RS: np.ndarray) -> np.ndarray:
+        """Log-probability of each token but the first of each row, `[rows, tokens - 1]`, in nats."""
+        count = tokens_RS.shape[1] - 1
+        families = [_single(ids[:1], ids[1:], number * count) for number, ids in enumerate(tokens_RS.tolist())]
+        return self._each(families, len(tokens_RS) * count).reshape(-1, count)
+
+    def _each(self, families: list[Family], size: int) -> np.ndarray:
+        """Log-probability of each target, `[size]`; a family's request is the number of its first one."""
+        logprobs = np.zeros(size, np.float32)
         for targets, values, _ in self._batches(families):
             counts: dict[int, int] = {}  # by request: its targets come in the order of the text
             for (_, _, first), value in zip(targets, values, strict=True):

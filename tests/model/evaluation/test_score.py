@@ -50,6 +50,15 @@ def test_a_stream_scores_every_token_once_after_half_a_window_or_more(model: Lla
         np.testing.assert_allclose(logprobs[96], plain(model, ids[64 : 64 + 65].tolist())[32], atol=2e-3)
 
 
+@pytest.mark.parametrize(("rows", "length"), [(1, 2), (3, 65), (20, 40), (2, 300)])
+def test_every_token_of_a_row_is_scored_after_all_before_it(model: Llama, rows: int, length: int) -> None:
+    """Of rows that are packed together, and of some that are longer than the model's own context."""
+    tokens = np.random.default_rng(7).integers(0, 320, (rows, length))
+    logprobs = Scorer(model).rows(tokens)
+    assert logprobs.shape == (rows, length - 1)
+    np.testing.assert_allclose(logprobs, [plain(model, ids.tolist()) for ids in tokens], atol=2e-3)
+
+
 def test_a_context_is_read_once_for_all_its_continuations(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four choices of one context: its tokens are read once, and the scores are those of single rows."""
     random = np.random.default_rng(3)
