@@ -349,7 +349,7 @@ def test_link_is_refused(hub: Hub, run: Path, tmp_path: Path, target: str, to: s
     (run / "convert/mlx/8bit/link").symlink_to(tmp_path / target)
     with pytest.raises(KodaError, match="link is no plain file"):
         publishing(to)
-    assert hub.requests == [] and not (run / "publish").exists()
+    assert hub.repos == {} and not (run / "publish").exists()
 
 
 @pytest.mark.parametrize("to", ["local", "user/tiny"])
