@@ -92,11 +92,11 @@ def random_model(folder: Path, vocabulary: str) -> Path:
     from model.data import tokenizer as tokenizers
     from model.export.formats.hf import write_tokenizer
 
-    tokenizer = tokenizers.load(vocabulary)
+    loaded = tokenizers.load(vocabulary)
     torch.manual_seed(0)
-    end = tokenizers.end_of_text(tokenizer)
+    end = loaded.end
     shape = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=loaded.size,
         hidden_size=RANDOM["hidden"],
         num_hidden_layers=RANDOM["layers"],
         num_attention_heads=RANDOM["heads"],
@@ -108,8 +108,7 @@ def random_model(folder: Path, vocabulary: str) -> Path:
         eos_token_id=end,
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
-    tokenizer.save(str(folder.parent / "tokenizer.json"))
-    write_tokenizer(folder, folder.parent / "tokenizer.json", RANDOM["context"])
+    write_tokenizer(folder, loaded, RANDOM["context"])
     return folder
 
 

@@ -94,7 +94,7 @@ def weights(folder: str, preset: str, dtype: str) -> None:
     from flows.config import load
     from model import arrays, weights
     from model.data import tokenizer as tokenizers
-    from model.data.tokenizer import END_OF_TEXT
+    from model.data.special import END_OF_TEXT
 
     rows = 50_257
     shape = load(preset).model.llama(rows)

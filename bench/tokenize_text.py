@@ -104,7 +104,7 @@ def in_memory(file: Path, tokenizer: str, out: Path) -> dict[str, float]:
     from model.data.tokenizer import load
 
     texts = TEXTS.setdefault("all", [json.loads(line)["text"] for line in file.open("rb")])
-    learner = load(tokenizer)
+    learner = load(tokenizer).tokenizer
     learner.encode_special_tokens = True
     size = sum(len(text.encode()) for text in texts)
     began = time.perf_counter()
@@ -124,7 +124,7 @@ def mapped(file: Path, tokenizer: str, out: Path) -> dict[str, float]:
 
     datasets.disable_progress_bars()
     datasets.disable_caching()
-    fast = PreTrainedTokenizerFast(tokenizer_object=load(tokenizer))
+    fast = PreTrainedTokenizerFast(tokenizer_object=load(tokenizer).tokenizer)
     began = time.perf_counter()
     rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(out / "cache"))
     encoded = rows.map(

@@ -151,7 +151,12 @@ class TrainStep:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # No padding token: its embedding would be a constant.
-        fields = to_hf_config(self.shape, end=0, dtype="float32") | {"pad_token_id": None, "use_cache": False}
+        fields = to_hf_config(self.shape, dtype="float32") | {
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": None,
+            "use_cache": False,
+        }
         model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa")).to(device)
         assert model.num_parameters() == self.shape.parameters, "the peers have different shapes"
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)

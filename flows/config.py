@@ -73,8 +73,7 @@ class RunConfig(Section):
                 f"model.qk_norm = true: {', '.join(self.convert.formats)} are written as architecture `llama`, which "
                 "has no norm on queries and keys. Leave it off, or set convert.formats=[] to export nothing."
             )
-        widths = {"hidden_size": self.model.hidden_size, "intermediate_size": self.model.intermediate_size}
-        if misfit := self.convert.misfit(**widths):
+        if misfit := self.convert.misfit(self.model.llama(vocab_size=1)):
             raise ValueError(f"{misfit} Choose another width, or other exports: convert.gguf, convert.mlx.")
         return self
 

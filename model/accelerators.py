@@ -171,5 +171,5 @@ def flops_per_token(shape: LlamaConfig, sequence: int, *, causal: bool = False) 
     the masked half of attention counts as no work.
     """
     embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    attention = 12 * shape.num_hidden_layers * shape.hidden_size * sequence
+    attention = 12 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * sequence
     return 6 * (shape.parameters - embedding) + attention / (2 if causal else 1)

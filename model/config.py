@@ -20,10 +20,18 @@ class LlamaConfig:
     num_key_value_heads: int
     intermediate_size: int
     max_position_embeddings: int
+    head_dim: int = 0  # of every head; 0: hidden_size / num_attention_heads
+    attention_bias: bool = False  # of the four matrices of attention
+    mlp_bias: bool = False  # of the three of the feed-forward
     rope_theta: float = 10000.0
-    rope_scaling: Literal["none", "linear", "yarn"] = "none"  # how positions beyond rope_original_context are reached
+    # How positions beyond rope_original_context are reached.
+    rope_scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
     rope_factor: float = 1.0  # the longer context over the original one, where positions are scaled
     rope_original_context: int = 0  # tokens; the context that the model was trained on before scaling
+    # Llama 3's bounds, in turns over the original context: pairs that make fewer than the first are slowed down by
+    # rope_factor, those that make more than the second are not.
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     qk_norm: bool = False  # RMSNorm on each query and key head; transformers' Llama has none
@@ -37,27 +45,27 @@ class LlamaConfig:
                 "Grouped-query attention shares each key/value head among an equal number of query heads; "
                 f"{' or '.join(map(str, fits))} would fit."
             )
-        if self.hidden_size % heads:
+        if not self.head_dim and self.hidden_size % heads:
             raise KodaError(
                 f"model.hidden_size = {self.hidden_size} is not a multiple of model.num_attention_heads = {heads}: "
-                f"every head has the same size. {self.hidden_size // heads * heads or heads} would fit."
+                f"every head has the same size. {self.hidden_size // heads * heads or heads} would fit, or a "
+                "model.head_dim of its own."
             )
+        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // heads)
         if self.head_dim % 2:
             raise KodaError(
-                f"model.hidden_size = {self.hidden_size} over model.num_attention_heads = {heads} gives heads of size "
+                f"model.hidden_size = {self.hidden_size} and model.num_attention_heads = {heads}: heads of size "
                 f"{self.head_dim}. Rotary positions turn pairs of numbers, so the size must be even."
             )
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
     def parameters(self) -> int:
         """Number of parameters; a tied embedding counts once."""
-        width, kv_width = self.hidden_size, self.num_key_value_heads * self.head_dim
-        attention = 2 * width * width + 2 * width * kv_width
-        block = attention + 3 * width * self.intermediate_size + 2 * width + 2 * self.head_dim * self.qk_norm
+        width, inner = self.hidden_size, self.intermediate_size
+        q_width, kv_width = (n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads))
+        attention = 2 * width * (q_width + kv_width) + (q_width + 2 * kv_width + width) * self.attention_bias
+        feed_forward = 3 * width * inner + (2 * inner + width) * self.mlp_bias
+        block = attention + feed_forward + 2 * width + 2 * self.head_dim * self.qk_norm
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * width
         return embeddings + self.num_hidden_layers * block + width
 

@@ -52,7 +52,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises KodaError for a file that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise KodaError(f"{path} is not JSON: {error}") from None
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

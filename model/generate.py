@@ -3,7 +3,7 @@
 Letters in names: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -30,9 +30,10 @@ class State(NamedTuple):
 class Generator:
     """Continues a prompt, token ids, with a model."""
 
-    def __init__(self, model: Llama):
+    def __init__(self, model: Llama, context: int = 0):
+        """`context`: tokens that there is room for, prompt and answer together; 0: as many as the model has."""
         self.config = model.config
-        self.capacity = model.config.max_position_embeddings
+        self.capacity = context or model.config.max_position_embeddings
         graph, self._weights = nnx.split(model)
 
         @partial(jax.jit, donate_argnums=2)
@@ -52,8 +53,8 @@ class Generator:
 
         self._prefill, self._step = prefill, step
 
-    def __call__(self, prompt: list[int], stop: int, sampling: Sampling = Sampling()) -> Iterator[int]:  # noqa: B008
-        """Yield new tokens up to the limit; ends after `stop`, which is yielded, or when the context is full.
+    def __call__(self, prompt: list[int], stops: Container[int], sampling: Sampling = Sampling()) -> Iterator[int]:  # noqa: B008
+        """Yield new tokens up to the limit; ends after one of `stops`, which is yielded, or when the context is full.
 
         A prompt that is longer than the context loses its beginning.
         """
@@ -67,7 +68,7 @@ class Generator:
             token_id, state = self._step(self._weights, state, static)
             token = int(token_id)
             yield token
-            if token == stop:
+            if token in stops:
                 return
 
     def _begin(self, prompt: list[int]) -> tuple[jax.Array, Cache]:

@@ -35,14 +35,17 @@ class Cache(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x · W without a bias, plus LoRA's low-rank update where one was added (model/lora.py)."""
+    """x · W, plus a bias, and LoRA's low-rank update where one was added (model/lora.py)."""
 
-    def __init__(self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, std: float, bias: bool, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
+        self.bias: nnx.Param | None = nnx.data(nnx.Param(jnp.zeros(outputs)) if bias else None)
         self.lora: nnx.Module | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = matmul(x, self.kernel[...])
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype)
         return y if self.lora is None else y + self.lora(x)
 
 
@@ -63,12 +66,13 @@ class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
     def __init__(self, config: LlamaConfig, std: float, *, rngs: nnx.Rngs):
-        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.head_dim, self.rope_scale = config.head_dim, attention_scale(config)
-        self.query = Linear(width, width, std, rngs=rngs)
-        self.key = Linear(width, kv_width, std, rngs=rngs)
-        self.value = Linear(width, kv_width, std, rngs=rngs)
-        self.out = Linear(width, width, std / (2 * config.num_hidden_layers) ** 0.5, rngs=rngs)
+        width, bias, size = config.hidden_size, config.attention_bias, config.head_dim
+        q_width, kv_width = config.num_attention_heads * size, config.num_key_value_heads * size
+        self.head_dim, self.rope_scale = size, attention_scale(config)
+        self.query = Linear(width, q_width, std, bias, rngs=rngs)
+        self.key = Linear(width, kv_width, std, bias, rngs=rngs)
+        self.value = Linear(width, kv_width, std, bias, rngs=rngs)
+        self.out = Linear(q_width, width, std / (2 * config.num_hidden_layers) ** 0.5, bias, rngs=rngs)
         # Attention scores can grow without bound in long runs; these norms bound them, with one scale for all heads
         # (Dehghani et al. 2023, arXiv:2302.05442).
         norms = [RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)]
@@ -85,7 +89,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, angles_BTP: jax.Array, segments: Segments | None) -> jax.Array:
         q_BTHA, k_BTKA, v_BTKA = self.project(x_BTD, angles_BTP)
-        return self.out(attend(q_BTHA, k_BTKA, v_BTKA, segments).reshape(x_BTD.shape))
+        return self.out(attend(q_BTHA, k_BTKA, v_BTKA, segments).reshape(*x_BTD.shape[:2], -1))
 
     def decode(
         self, x_BTD: jax.Array, angles_BTP: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
@@ -98,17 +102,17 @@ class Attention(nnx.Module):
         )
         mask_TS = jnp.arange(k_BSKA.shape[1])[None, :] <= start + jnp.arange(x_BTD.shape[1])[:, None]
         y_BTHA = grouped_attention(q_BTHA, k_BSKA.astype(x_BTD.dtype), v_BSKA.astype(x_BTD.dtype), mask_TS[None])
-        return self.out(y_BTHA.reshape(x_BTD.shape)), (k_BSKA, v_BSKA)
+        return self.out(y_BTHA.reshape(*x_BTD.shape[:2], -1)), (k_BSKA, v_BSKA)
 
 
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: LlamaConfig, std: float, *, rngs: nnx.Rngs):
-        width, inner = config.hidden_size, config.intermediate_size
-        self.gate = Linear(width, inner, std, rngs=rngs)
-        self.up = Linear(width, inner, std, rngs=rngs)
-        self.down = Linear(inner, width, std / (2 * config.num_hidden_layers) ** 0.5, rngs=rngs)
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate = Linear(width, inner, std, bias, rngs=rngs)
+        self.up = Linear(width, inner, std, bias, rngs=rngs)
+        self.down = Linear(inner, width, std / (2 * config.num_hidden_layers) ** 0.5, bias, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h_BTF = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)

@@ -19,7 +19,8 @@ def frequencies(config: LlamaConfig) -> jax.Array:
     """The angle by which each pair of a head's components turns per position: `[head_dim / 2]`, radians, float32.
 
     Pair i turns with frequency theta^(-2i / head_dim). `linear` scaling (position interpolation, Chen et al. 2023,
-    arXiv:2306.15595) makes all pairs turn `rope_factor` times slower. `yarn` scaling does so for the slow pairs.
+    arXiv:2306.15595) makes all pairs turn `rope_factor` times slower. `yarn` scaling does so for the slow pairs, and so
+    does `llama3` (`apply_scaling` in Meta's llama-models), by the turns that a pair makes.
     """
     size, theta = config.head_dim, config.rope_theta
     plain_P = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
@@ -27,6 +28,11 @@ def frequencies(config: LlamaConfig) -> jax.Array:
         return plain_P
     if config.rope_scaling == "linear":
         return plain_P / config.rope_factor
+    if config.rope_scaling == "llama3":
+        turns_P = plain_P * config.rope_original_context / (2 * math.pi)
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        kept_P = jnp.clip((turns_P - low) / (high - low), 0, 1)
+        return plain_P * kept_P + plain_P / config.rope_factor * (1 - kept_P)
 
     def pair(turns: float) -> float:
         """Index of the pair that makes so many turns over the old context."""

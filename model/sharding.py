@@ -32,6 +32,11 @@ PARTITIONS = {
     "gate/kernel": P(None, "fsdp", "tensor"),  # [layers, d_model, intermediate]
     "up/kernel": P(None, "fsdp", "tensor"),  # [layers, d_model, intermediate]
     "down/kernel": P(None, "tensor", "fsdp"),  # [layers, intermediate, d_model]
+    "query/bias": P(None, "tensor"),  # [layers, heads · head_dim]
+    "key/bias": P(None, "tensor"),  # [layers, kv_heads · head_dim]
+    "value/bias": P(None, "tensor"),  # [layers, kv_heads · head_dim]
+    "gate/bias": P(None, "tensor"),  # [layers, intermediate]
+    "up/bias": P(None, "tensor"),  # [layers, intermediate]
 }
 
 

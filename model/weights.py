@@ -36,10 +36,15 @@ def write(folder: Path, model: Stored, **facts: Any) -> None:
     arrays.write(folder, model.params, config=model.config.to_dict(), **facts)
 
 
+def config(folder: Path) -> LlamaConfig:
+    """The configuration of the model in `folder`. Raises arrays.Corrupt where the folder is incomplete."""
+    return LlamaConfig(**arrays.facts(folder)["config"])
+
+
 def read(folder: Path) -> Stored:
     """The model in `folder`, in the types it was written in. Raises arrays.Corrupt where the folder is incomplete."""
-    config = LlamaConfig(**arrays.facts(folder)["config"])
-    return Stored(config, nested(config, arrays.read(folder)))
+    shape = config(folder)
+    return Stored(shape, nested(shape, arrays.read(folder)))
 
 
 def nested(config: LlamaConfig, named: dict[str, np.ndarray]) -> dict[str, Any]:

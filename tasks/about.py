@@ -9,7 +9,12 @@ class About(Section):
     author: str = ""
     """Who made the model."""
     license: str = "apache-2.0"
-    """Licence of the weights, by its identifier on the Hub."""
+    """Licence of the weights, by its identifier on the Hub; `koda import` sets that of the model's own card, or other.
+    """
+    language: tuple[str, ...] = ()
+    """Languages of the model, by their codes (en); empty: the card names none."""
+    base_model: str = ""
+    """Where on the Hub the model is that was imported: USER/NAME."""
     url: str = ""
     """Where the model has its page."""
     data_license: str = ""

@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pydantic import field_validator, model_validator
 
+from model.config import LlamaConfig
 from model.data.sources import is_docs, is_hub
 from model.errors import KodaError
 from model.export.formats import FORMATS
@@ -76,8 +78,18 @@ class Convert(Section):
         variants = {name: chosen.get(name, tuple(FORMATS[name].variants)) for name in FORMATS if name in needed}
         return {name: some for name, some in variants.items() if some}
 
-    def misfit(self, **widths: int) -> str:
-        """Why matrices of these widths cannot be quantised so; empty where they can."""
+    def check_runtimes(self) -> None:
+        """Raise KodaError where a runtime is not installed that an export will be opened in."""
+        for name in self.variants():
+            FORMATS[name].check_runtime()
+
+    def misfit(self, shape: LlamaConfig) -> str:
+        """Why the matrices of a model of this shape cannot be quantised so; empty where they can."""
+        widths = {
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_attention_heads · head_dim": shape.num_attention_heads * shape.head_dim,
+        }
         for name, variants in self.variants().items():
             for variant in variants:
                 multiple = FORMATS[name].variants[variant].multiple
@@ -89,7 +101,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=5)
+@stage(version=6)
 def convert(
     out: Path,
     settings: Convert,
@@ -99,17 +111,15 @@ def convert(
     tokens: Built[CorpusFigures],
 ) -> ConvertFigures:
     """Write the exports, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
-    variants = settings.variants()
-    for name in variants:
-        FORMATS[name].check_runtime()  # refuse before anything is written
-    log = out / "convert.log"
-    written = call(
-        "model.export.convert:write",
-        log,
-        list[Export],
-        source=model / "weights",
+    settings.check_runtimes()  # before anything is written
+    parity = export(
+        out,
+        settings,
+        weights=model / "weights",
         tokenizer=tokens / "tokenizer.json",
-        out=out,
+        heldout=tokens / "heldout",
+        trained=base / "weights",
+        log=out / "convert.log",
         about={
             "name": out.parent.name,
             "author": about.author,
@@ -117,9 +127,41 @@ def convert(
             "url": about.url,
             "datasets": sources(tokens),
         },
-        variants=variants,
     )
-    old_context = read_json(base / "weights/COMMIT.json")["config"]["max_position_embeddings"]
+    return ConvertFigures(
+        exports=len(parity),
+        max_kl_divergence=max((figures.kl_divergence for figures in parity.values()), default=0.0),
+        stopped=sum(figures.stopped for figures in parity.values()),
+        parity=parity,
+    )
+
+
+def export(
+    out: Path,
+    settings: Convert,
+    *,
+    weights: Path,
+    tokenizer: Path,
+    heldout: Path,
+    trained: Path,
+    log: Path,
+    about: dict[str, Any],
+) -> dict[str, ParityFigures]:
+    """Write the exports below `out`, compare each with the model in its own runtime, and write parity.json.
+
+    `heldout` has the text that they are compared on, `trained` the weights before the context was extended. Raises
+    KodaError where an export disagrees.
+    """
+    written = call(
+        "model.export.convert:write",
+        log,
+        list[Export],
+        source=weights,
+        tokenizer=tokenizer,
+        out=out,
+        about=about,
+        variants=settings.variants(),
+    )
     parity: dict[str, ParityFigures] = {}
     with progress("convert", len(written)) as watch:
         for name, exports in groupby(written, key=lambda export: export.format):
@@ -131,19 +173,14 @@ def convert(
                 format_=name,
                 folder=out,
                 limits={export.path: settings.limit(export.bits) for export in exports},
-                weights_folder=model / "weights",
-                tokenizer=tokens / "tokenizer.json",
-                heldout=tokens / "heldout",
-                old_context=old_context,
+                weights_folder=weights,
+                tokenizer=tokenizer,
+                heldout=heldout,
+                old_context=read_json(trained / "COMMIT.json")["config"]["max_position_embeddings"],
             )
     write_json(out / "parity.json", {path: asdict(figures) for path, figures in parity.items()})
     verdict(parity)
-    return ConvertFigures(
-        exports=len(parity),
-        max_kl_divergence=max((figures.kl_divergence for figures in parity.values()), default=0.0),
-        stopped=sum(figures.stopped for figures in parity.values()),
-        parity=parity,
-    )
+    return parity
 
 
 def sources(tokens: Built[CorpusFigures]) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from model.config import LlamaConfig
 from model.figures import CorpusFigures, PretrainFigures
@@ -28,6 +28,8 @@ class Model(Section):
     """Query heads; they share hidden_size among them."""
     num_key_value_heads: PositiveInt = 3
     """Key/value heads; each serves an equal number of query heads (grouped-query attention)."""
+    head_dim: NonNegativeInt = 0
+    """Size of every head; 0: hidden_size / num_attention_heads."""
     intermediate_size: PositiveInt = 512
     """Inner width of the SwiGLU feed-forward."""
     max_position_embeddings: Annotated[int, Field(ge=16)] = 128
@@ -42,7 +44,8 @@ class Model(Section):
     """A norm on every query and key, which bounds attention's scores. The exports cannot carry it: for models that
     stay in Koda (convert.formats = [])."""
     weights: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
-    """A folder with a LlamaForCausalLM that the run begins with, in place of training one; `koda import` sets it."""
+    """A folder with a LlamaForCausalLM, or a .gguf file, that the run begins with, in place of training one; `koda
+    import` sets it."""
     weights_sha256: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
     """The hashes of its files: these, and not where it lies, decide what is built on it."""
 

@@ -15,7 +15,7 @@ from model.data.cutting import Cut
 from model.data.filters import Overlap
 from model.data.prepare import Reports, in_order, on_this_machine, prepare
 from model.data.recipe import Recipe
-from model.data.tokenizer import END_OF_TEXT
+from model.data.special import END_OF_TEXT
 from model.errors import KodaError
 from model.figures import CorpusFigures
 from model.files import read_json, sha256
@@ -64,8 +64,10 @@ class Tokenize(Section):
     drop_contaminated: bool = False
     """Leave those documents out."""
     tokenizer: str = "train"
-    """`train` learns a byte-level BPE here; `gpt2` is GPT-2's, from the Hub; else a tokenizer.json, or a folder with
-    vocab.json and merges.txt."""
+    """`train` learns a byte-level BPE here; `gpt2` is GPT-2's, from the Hub; else a tokenizer.json, a .gguf file, or a
+    folder of a Hugging Face model, whose special tokens come along, or with vocab.json and merges.txt."""
+    template: Literal["own", "koda"] = "own"
+    """The chat template for a tokenizer that has one of its own: that one, or Koda's."""
     vocab_size: Annotated[int, Field(ge=257, le=1 << 20)] = 4096
     """Entries of a vocabulary that is learned here: 256 bytes, the end-of-text token, and what is merged from them."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
@@ -114,7 +116,7 @@ class Tokenize(Section):
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
-@stage(version=4, resumes=True)
+@stage(version=5, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     """Text → tokenizer.json, train/ and heldout/."""
     figures = (_on_dask(settings) if settings.dask else _here)(out, settings)

@@ -108,9 +108,7 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": text})
 
     def _too_long(self, messages: "list[Message]") -> bool:
-        from model.data.chat import prompt as render
-
-        return len(self.model.tokenize(render(messages))) + self.sampling.limit > self.context
+        return len(self.model.tokenize(self.model.prompt(messages))) + self.sampling.limit > self.context
 
 
 def converse(name: str, runtime: str, prompt: str | None, sampling: Sampling) -> None:

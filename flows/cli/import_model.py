@@ -1,6 +1,7 @@
 """`koda import`: a run that begins with a model that others trained."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,42 +13,74 @@ from model.errors import KodaError
 
 if TYPE_CHECKING:
     from flows.config import Settings
+    from model.export.original import Original
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, safetensors and the tokenizer")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a Hugging Face folder (safetensors) or a .gguf file of a Llama"
+    )
     parser.add_argument("--name", required=True, help="the run's name")
     parser.add_argument("--preset", default="tiny", help="what the stages after it are set to (default: tiny)")
     add_set(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    prepare_environment()  # before anything imports Prefect
+    from model.export import original
+    from tasks.runs.paths import folder_of
+
+    if (folder_of(arguments.name) / "pretrain/job.json").is_file():
+        raise KodaError(f"runs/{arguments.name} began with a training of its own. Give this one another --name.")
+    given = pairs(arguments)
+    model = original.read(arguments.model)  # refuse before Prefect is imported
+    prepare_environment()
     from flows.config import parsed
 
-    chosen = parsed(pairs(arguments))
-    for section, values in settings(arguments.folder, arguments.name).items():
+    chosen = parsed(given)
+    if model.shape.rope_scaling != "none" and float(str(chosen.get("extend", {}).get("factor", 1))) > 1:
+        raise KodaError(
+            f"{arguments.model}: its positions are scaled already ({model.shape.rope_scaling}), so that extend.factor "
+            "can only be 1."
+        )
+    found = settings(model)
+    for section, values in found.items():
         chosen[section] = values | chosen.get(section, {})
     run(arguments.name, arguments.preset, "", "checkpoint", chosen)
+    print("\n".join(f"  {line}" for line in _notes(model, chosen)))
     print(f"  go on with koda run --name {arguments.name} --from sft")
 
 
-def settings(folder: Path, name: str) -> "Settings":
-    """The settings of a run `name` that begins with the model in `folder`: its shape, its weights, its tokenizer.
-
-    Raises KodaError for a model that Koda cannot represent, and for a run that began with a training.
-    """
+def settings(model: "Original") -> "Settings":
+    """The settings of a run that begins with this model: its shape, weights and tokenizer, and what its card says."""
     from model.export import adopt
-    from model.export.hf_config import from_hf_config
-    from model.files import read_json
     from tasks.pretrain import Model
-    from tasks.runs.paths import folder_of
 
-    if not (folder / "config.json").is_file():
-        raise KodaError(f"{folder} is no Hugging Face model: it has no config.json.")
-    if (folder_of(name) / "pretrain/job.json").is_file():
-        raise KodaError(f"runs/{name} began with a training of its own. Give this one another --name.")
-    shape = asdict(from_hf_config(read_json(folder / "config.json"), str(folder / "config.json")))
-    model = {field: shape[field] for field in Model.model_fields if field in shape}
-    model |= {"weights": str(folder.absolute()), "weights_sha256": adopt.fingerprint(folder)}
-    return {"model": model, "tokenize": {"tokenizer": str(folder.absolute())}}
+    shape, path = asdict(model.shape), str(model.path.absolute())
+    chosen: Settings = {
+        "model": {field: shape[field] for field in Model.model_fields if field in shape}
+        | {"weights": path, "weights_sha256": adopt.fingerprint(model.path)},
+        "tokenize": {"tokenizer": path},
+        "about": {
+            "license": model.license or "other",
+            "language": list(model.languages),
+            "base_model": model.repository,
+        },
+    }
+    if model.shape.rope_scaling != "none":
+        chosen["extend"] = {"factor": 1}  # positions are scaled once
+    if model.dtype != "float32":
+        chosen["convert"] = {"hf_dtype": model.dtype}  # fine-tuning computes in float32
+    return chosen
+
+
+def _notes(model: "Original", chosen: "Settings") -> Iterator[str]:
+    """What the exports will say of the model, and what was not stated."""
+    vocabulary = model.vocabulary
+    own = bool(vocabulary.special.template) and chosen["tokenize"].get("template") != "koda"
+    ends = ", ".join(map(vocabulary.text_of, vocabulary.stops))
+    yield f"chat template {'its own' if own else 'of Koda: it has none'}; an answer ends with {ends}"
+    about = chosen["about"]
+    missing = [f"about.{name}" for name, value in about.items() if value in ("", [], "other")]
+    yield f"licence {about['license']}" + (f"; not stated, to be set: {', '.join(missing)}" if missing else "")
+    if "extend" in chosen and chosen["extend"].get("factor") == 1:
+        yield "its context stays as it is (extend.factor = 1)"

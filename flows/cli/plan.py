@@ -206,7 +206,7 @@ def pretraining_job(config: RunConfig) -> Job:
     if kind == "train":
         vocabulary = config.tokenize.vocab_size
     else:
-        vocabulary = GPT2_VOCABULARY if kind == "gpt2" else tokenizers.load(kind).get_vocab_size()
+        vocabulary = GPT2_VOCABULARY if kind == "gpt2" else tokenizers.load(kind).size
     return config.pretrain.job(config.model.llama(vocabulary), folder="", train="", heldout="", end_of_text=0)
 
 

@@ -22,9 +22,9 @@ def build(
     The others are cut from training documents longer than `old_context`, in their order. Raises KodaError where these
     are too few for one row.
     """
-    tokenizer = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
-    end = tokenizers.end_of_text(tokenizer)
-    writer = Rows(Path(out), tokenizer.get_vocab_size(), context, end)
+    vocabulary = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
+    end = vocabulary.end
+    writer = Rows(Path(out), vocabulary.size, context, end)
     documents = long = 0
     pending = np.empty(0, np.int32)
     for document in _long_documents(Shards(Path(tokens) / "train"), old_context, end):

@@ -57,7 +57,7 @@ class Assembly:
         self.read = 0  # documents, before any was left out
         self.train_documents = self.heldout_documents = self.train_bytes = self.heldout_bytes = 0
         self.longest, self.longest_name = 0, ""  # characters
-        self.ends = 0  # end-of-text tokens of the training part: its documents, repeated ones as often as they occur
+        self.ends = 0  # documents of the training part, repeated ones as often as they occur
         self.markers = 0  # end-of-text markers that were read as letters
         self.copies = 0  # documents whose text occurred before, kept or not
         self._seen = Seen()

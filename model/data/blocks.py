@@ -29,6 +29,7 @@ from model.data.heldout import hash_of, heldout
 from model.data.recipe import Recipe
 from model.data.shards import token_type
 from model.data.sources import Part
+from model.data.special import Special
 from model.errors import KodaError
 from model.files import atomic_write, read_json, write_json
 
@@ -166,12 +167,15 @@ def read(folder: Path, part: int, block: int) -> Block:
 
 
 def _write(
-    folder: Path, part: int, number: int, documents: list[Document], encoder: Encoder, end: int, recipe: Recipe
+    folder: Path, part: int, number: int, documents: list[Document], encoder: Encoder, special: Special, recipe: Recipe
 ) -> None:
     encoder.check(documents[0].text, documents[0].name)
     kind = token_type(encoder.tokenizer.get_vocab_size())
     hashes = np.array([hash_of(document.text) for document in documents], np.uint64)
-    encoded = [np.append(encoder(document.text), np.uint32(end)).astype(kind) for document in documents]
+    encoded = [
+        np.concatenate([special.beginning, encoder(document.text), [special.end]]).astype(kind)
+        for document in documents
+    ]
     is_out = heldout(hashes, recipe.heldout_fraction)
     empty = [np.empty(0, kind)]  # np.concatenate needs one array at least
     texts = [json.dumps(d._asdict(), ensure_ascii=False) for d, out in zip(documents, is_out, strict=True) if out]
@@ -208,9 +212,9 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _encoder(path: str, fast: bool) -> tuple[Encoder, int]:
-    tokenizer = tokenizers.load(path)
-    return Encoder(tokenizer, fast), tokenizers.end_of_text(tokenizer)
+def _encoder(path: str, fast: bool) -> tuple[Encoder, Special]:
+    vocabulary = tokenizers.load(path)
+    return Encoder(vocabulary.tokenizer, fast), vocabulary.special
 
 
 @functools.lru_cache(maxsize=2)

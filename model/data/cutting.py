@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.data.document import EMPTY, Document, Flaw
 from model.data.heldout import is_heldout
-from model.data.tokenizer import END_OF_TEXT
+from model.data.special import END_OF_TEXT
 
 Cut = Literal["auto", "never", "endoftext", "paragraphs"]
 CUTS: tuple[Cut, ...] = ("never", "endoftext", "paragraphs")  # what `auto` tries; each cuts where those before it do

@@ -12,7 +12,8 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
 
-from model.data.tokenizer import encode_plain
+from model.data.families import GPT2, family
+from model.data.vocabulary import encode_plain
 
 # GPT-2's pattern (Radford et al. 2019). The alternatives without look-ahead are in one group, which the regex engine
 # runs as one automaton: 1.25 times as fast as tiktoken's own pattern for GPT-2.
@@ -88,7 +89,7 @@ def _tiktoken(tokenizer: Tokenizer) -> tuple[tiktoken.Encoding | None, np.ndarra
     pieces = [*letters, *("".join(pair) for pair in model["merges"])]
     if not all(token["special"] for token in settings["added_tokens"]):
         return None, np.empty(0, np.uint32)  # `tokenizers` matches such tokens in plain text, before BPE
-    if model.get("dropout") or model.get("ignore_merges") or not all(piece in vocabulary for piece in pieces):
+    if family(settings, "the tokenizer").pre != GPT2 or not all(piece in vocabulary for piece in pieces):
         return None, np.empty(0, np.uint32)
     pieces = list(dict.fromkeys(pieces))
     ranks = {bytes(letters[letter] for letter in piece): rank for rank, piece in enumerate(pieces)}

@@ -67,7 +67,7 @@ class Fitting:
         train_end: bool,
         metadata: list[str],
     ):
-        self.encoder, self.length, self.train_end = tokenizers.load(tokenizer), sequence_length, train_end
+        self.vocabulary, self.length, self.train_end = tokenizers.load(tokenizer), sequence_length, train_end
         self.split, self.language, self.metadata = split, language, metadata
         self.too_long, self.bad_input = too_long, bad_input
         self.counts: collections.Counter[str] = collections.Counter()  # too_long, cut, and reasons of bad input
@@ -80,7 +80,7 @@ class Fitting:
                 self._leave_out(item)
                 continue
             self.unread.update(item.unread)
-            complete = chat.encode(self.encoder, item.messages, self.train_end, item.unlearned)
+            complete = chat.encode(self.vocabulary, item.messages, self.train_end, item.unlearned)
             tokens = _fit(complete, self.length + 1, self.too_long, item.name)
             if tokens is None:
                 self.counts["too_long"] += 1
@@ -137,8 +137,10 @@ def pack(
     Raises KodaError, with its place, for a conversation that the settings refuse.
     """
     fitting = Fitting(split, language, tokenizer, sequence_length, too_long, bad_input, train_end, metadata)
-    size, end = fitting.encoder.get_vocab_size(), tokenizers.end_of_text(fitting.encoder)
-    rows = {part: Rows(Path(out) / part, size, fitting.length, end) for part in ("train", "heldout")}
+    vocabulary = fitting.vocabulary
+    rows = {
+        part: Rows(Path(out) / part, vocabulary.size, sequence_length, vocabulary.end) for part in ("train", "heldout")
+    }
     trained = heldout = 0
     prompts: list[dict[str, Any]] = []
     record = Path(out) / "commits.json"  # of the first attempt, so that later attempts read the same rows

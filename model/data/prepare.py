@@ -17,9 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from model.data import blocks, sources
+from model.data import blocks, chat, sources
 from model.data import tokenizer as tokenizers
 from model.data.assembly import Assembly
 from model.data.blocks import Report, Work
@@ -30,6 +28,7 @@ from model.data.heldout import hash_of, is_heldout
 from model.data.recipe import Recipe
 from model.data.shards import JOURNAL
 from model.data.sources import Part
+from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.figures import CorpusFigures
 from model.files import atomic_write, read_json, sha256, sweep, write_json
@@ -63,14 +62,13 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
         _write_plan(folder, plan)
     recipe = replace(recipe, cut=plan["cut"])
     if not (out / "tokenizer.json").is_file():
-        with atomic_write(out / "tokenizer.json") as file:
-            file.write(_tokenizer(recipe, parts, readers).to_str(pretty=True))
-    tokenizer = tokenizers.load(str(out / "tokenizer.json"))
+        _vocabulary(recipe, parts, readers).save(out)
+    vocabulary = tokenizers.load(str(out / "tokenizer.json"))
     try:
         if not plan["encoder"]:
-            plan["encoder"] = Encoder(tokenizer).name
+            plan["encoder"] = Encoder(vocabulary.tokenizer).name
             plan["why"] = "" if plan["encoder"] == "tiktoken" else "its vocabulary is not bytes and merges alone"
-        figures = _fill(out, tokenizer, parts, plan, recipe, spread, watch, readers)
+        figures = _fill(out, vocabulary, parts, plan, recipe, spread, watch, readers)
     except EncodersDiffer as error:
         # What tiktoken encoded before may differ as well, so all of it is discarded; the plan records why. The blocks
         # go first, in one rename: shards without blocks are rebuilt, but blocks keep no tokens of complete shards.
@@ -81,7 +79,7 @@ def prepare(out: Path, recipe: Recipe, spread: Spread, watch: Watch, readers: in
             shutil.rmtree(out / part, ignore_errors=True)
         plan |= {"encoder": "tokenizers", "why": str(error)}
         _write_plan(folder, plan)
-        figures = _fill(out, tokenizer, parts, plan, recipe, spread, watch, readers)
+        figures = _fill(out, vocabulary, parts, plan, recipe, spread, watch, readers)
     folder.rename(done)
     journal.unlink()
     shutil.rmtree(done)
@@ -161,10 +159,14 @@ def _divides(recipe: Recipe, parts: list[Part]) -> bool:
     return False
 
 
-def _tokenizer(recipe: Recipe, parts: list[Part], readers: int) -> Tokenizer:
-    """The recipe's tokenizer: loaded, or trained on the beginning of the training part."""
+def _vocabulary(recipe: Recipe, parts: list[Part], readers: int) -> Vocabulary:
+    """The recipe's vocabulary: loaded, or trained on the beginning of the training part."""
     if recipe.tokenizer != "train":
-        return tokenizers.load(recipe.tokenizer)
+        vocabulary = tokenizers.load(recipe.tokenizer)
+        if recipe.template == "koda":
+            vocabulary = vocabulary.with_template("")
+        chat.check(vocabulary)
+        return vocabulary
 
     def texts() -> Iterator[str]:
         characters, counts = 0, collections.Counter[str]()  # documents by source
@@ -186,7 +188,7 @@ def _tokenizer(recipe: Recipe, parts: list[Part], readers: int) -> Tokenizer:
 
 def _fill(
     out: Path,
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
     parts: list[Part],
     plan: dict[str, Any],
     recipe: Recipe,
@@ -195,7 +197,7 @@ def _fill(
     readers: int,
 ) -> CorpusFigures:
     folder = out / BUILDING / plan["encoder"]
-    size = tokenizer.get_vocab_size()
+    size = vocabulary.size
     reports = [blocks.report(folder, number) for number in range(len(parts))]
     submitted: set[int] = set()  # parts
 
@@ -226,14 +228,14 @@ def _fill(
         train, heldout = assembly.close(**facts)
     write_json(out / "notes.json", [*plan["notes"], *assembly.notes])
     write_json(out / "heldout/sources.json", assembly.sources)
-    text_tokens = train["tokens"] - assembly.ends
+    text_tokens = train["tokens"] - assembly.ends * (1 + len(vocabulary.special.beginning))
     return CorpusFigures(
         documents=assembly.documents,
         heldout_documents=assembly.heldout_documents,
         train_tokens=train["tokens"],
         heldout_tokens=heldout["tokens"],
         vocab_size=size,
-        end_of_text=tokenizers.end_of_text(tokenizer),
+        end_of_text=vocabulary.end,
         train_bytes=assembly.train_bytes,
         heldout_bytes=assembly.heldout_bytes,
         bytes_per_token=round(assembly.train_bytes / max(1, text_tokens), 3),

@@ -11,6 +11,7 @@ class Recipe:
 
     source: dict[str, float]  # each source with its weight
     tokenizer: str
+    template: str
     vocab_size: int
     text_column: str
     encoding: str

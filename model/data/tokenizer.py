@@ -1,23 +1,28 @@
-"""Byte-level BPE in GPT-2's form (Radford et al. 2019): trained here, loaded from files, or GPT-2's own."""
+"""Where a vocabulary comes from: trained here, loaded from files, or GPT-2's own (Radford et al. 2019)."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from model.data import gguf_tokenizer, special
+from model.data.families import GPT2, Family, family, pre_tokenizer
+from model.data.special import END_OF_TEXT, Special
+from model.data.vocabulary import FILE, SPECIAL, Vocabulary
 from model.errors import KodaError
-from model.files import sha256
+from model.files import read_json, sha256
 
-END_OF_TEXT = "<|endoftext|>"
-GPT2 = "openai-community/gpt2"
+REPOSITORY = "openai-community/gpt2"
 GPT2_FILES = {  # and the sha256 of the files that OpenAI published
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e",
 }
+# What decides the special tokens of a Hugging Face folder, beside tokenizer.json.
+NAMING = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def train(texts: Iterator[str], vocab_size: int) -> Vocabulary:
     """Learn a vocabulary of `vocab_size` entries; the first is `<|endoftext|>`."""
     tokenizer = gpt2_form(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -27,14 +32,18 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return Vocabulary(tokenizer, special.koda(tokenizer, "the trained vocabulary"), Family("gpt2", GPT2))
 
 
 def fingerprint(source: str) -> str:
     """The hashes of the files that `load` would read; empty for `train`. Raises KodaError where there are none."""
     if source == "train":
         return ""
-    return " ".join(GPT2_FILES.values() if source == "gpt2" else map(sha256, _files(source)))
+    if source == "gpt2":
+        return " ".join(GPT2_FILES.values())
+    files = _files(source)
+    beside = [path for name in NAMING if (path := files[0].parent / name).is_file()] if Path(source).is_dir() else []
+    return " ".join(map(sha256, [*files, *beside]))
 
 
 def _gpt2_files() -> tuple[Path, ...]:
@@ -48,12 +57,12 @@ def _gpt2_files() -> tuple[Path, ...]:
     paths = []
     for name, expected in GPT2_FILES.items():
         try:
-            path = Path(hf_hub_download(GPT2, name, etag_timeout=10))
+            path = Path(hf_hub_download(REPOSITORY, name, etag_timeout=10))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise KodaError(
-                f"tokenize.tokenizer = 'gpt2': {name} of {GPT2} cannot be fetched ({type(error).__name__}). On a "
-                f"machine with a network, run `hf download {GPT2} {' '.join(GPT2_FILES)} --local-dir FOLDER`; then set "
-                "tokenize.tokenizer=FOLDER here."
+                f"tokenize.tokenizer = 'gpt2': {name} of {REPOSITORY} cannot be fetched ({type(error).__name__}). On a "
+                f"machine with a network, run `hf download {REPOSITORY} {' '.join(GPT2_FILES)} --local-dir FOLDER`; "
+                "then set tokenize.tokenizer=FOLDER here."
             ) from None
         if sha256(path) != expected:
             raise KodaError(f"{path} is not the {name} that was published with GPT-2. Remove it and download it again.")
@@ -66,70 +75,74 @@ def _files(source: str) -> tuple[Path, ...]:
         return _gpt2_files()
     path = Path(source)
     pair = path / "vocab.json", path / "merges.txt"
-    if all(file.is_file() for file in pair):
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file() and all(part.is_file() for part in pair):
         return pair
-    file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
+        if (path / "tokenizer.model").is_file():
+            raise KodaError(
+                f"{path} has no tokenizer.json, and tokenizer.model alone is not read. In that folder, transformers' "
+                "AutoTokenizer.from_pretrained('.').save_pretrained('.') writes one."
+            )
         raise KodaError(
-            f"tokenize.tokenizer = {source!r}: no tokenizer there. Use `train`, `gpt2`, a tokenizer.json, or a folder "
-            "with vocab.json and merges.txt."
+            f"tokenize.tokenizer = {source!r}: no tokenizer there. Use `train`, `gpt2`, a tokenizer.json, a .gguf "
+            "file, or a folder with tokenizer.json or with vocab.json and merges.txt."
         )
     return (file,)
 
 
-def load(source: str) -> Tokenizer:
-    """`gpt2`, a `tokenizer.json`, a folder with one, or a folder with GPT-2's `vocab.json` and `merges.txt`.
+def load(source: str) -> Vocabulary:
+    """`gpt2`, a `tokenizer.json`, a Hugging Face folder, a GGUF file, or a folder with GPT-2's `vocab.json` and
+    `merges.txt` and no tokenizer.json.
 
-    Raises KodaError for anything else, and for one that is not byte-level BPE with an end-of-text token.
+    Raises KodaError for anything else, and for one that the exports could not carry (model/data/families.py).
     """
     first, *second = _files(source)
     if second:
         tokenizer = gpt2_form(models.BPE.from_file(str(first), str(second[0])))
+        tokens = special.koda(tokenizer, f"tokenize.tokenizer = {source!r}")
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-    else:
-        if not _is_gpt2(first):
-            raise KodaError(
-                f"tokenize.tokenizer = {source!r}: not byte-level BPE in GPT-2's form, the only kind the exports have."
-            )
-        tokenizer = Tokenizer.from_file(str(first))
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise KodaError(f"tokenize.tokenizer = {source!r} has no {END_OF_TEXT} entry, which ends every document.")
-    return tokenizer
+        return Vocabulary(tokenizer, tokens, Family("gpt2", GPT2))
+    if first.suffix == ".gguf":
+        return gguf_tokenizer.read_file(first)
+    return _read(first, folder=Path(source).is_dir())
 
 
-def _is_gpt2(file: Path) -> bool:
-    """Is it BPE after GPT-2's own pre-tokenizer, with no normalizer before it?"""
+def _read(file: Path, folder: bool) -> Vocabulary:
+    """A tokenizer.json. In a run a file beside it has its special tokens; in a `folder`, Hugging Face's files do."""
+    raw = read_json(file)
+    form = family(raw, str(file))
+    changed = bool(raw.get("truncation") or raw.get("padding"))  # a program that used them may have left them on
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        splitter = raw.get("pre_tokenizer") or {}
-        return (
-            raw["model"]["type"] == "BPE"
-            and raw.get("normalizer") is None
-            and (splitter.get("type"), splitter.get("use_regex", True)) == ("ByteLevel", True)
-        )
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return False
+        tokenizer = Tokenizer.from_str(json.dumps({**raw, "truncation": None, "padding": None}))
+    except Exception as error:  # `tokenizers` raises nothing more special
+        raise KodaError(f"{file} cannot be read as a tokenizer: {error}") from None
+    if (file.parent / SPECIAL).is_file():
+        named = read_json(file.parent / SPECIAL)
+        tokens = Special(**{**named, "stops": tuple(named["stops"])})
+    elif folder:
+        tokens = special.from_hf(file.parent, raw, tokenizer)
+    else:
+        tokens = special.koda(tokenizer, str(file))
+    if tokens.begins and not tokenizer.encode("").ids:
+        (beginning,) = tokens.beginning
+        _add_beginning(tokenizer, str(tokenizer.id_to_token(beginning)))
+        changed = True
+    return Vocabulary(tokenizer, tokens, form, "" if changed else file.read_text(encoding="utf-8"))
+
+
+def _add_beginning(tokenizer: Tokenizer, token: str) -> None:
+    """Have the post-processor begin every text with a token, where only older classes of transformers would."""
+    number = tokenizer.token_to_id(token)
+    begin = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, number)]
+    )
+    before = [tokenizer.post_processor] if tokenizer.post_processor else []
+    tokenizer.post_processor = processors.Sequence([*before, begin])
 
 
 def gpt2_form(model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer(GPT2)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id of the token that ends every document."""
-    token = tokenizer.token_to_id(END_OF_TEXT)
-    assert token is not None, "`train` and `load` return no tokenizer without it"
-    return token
-
-
-def encode_plain(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text as plain text: the letters `<|endoftext|>` in it do not become that token."""
-    before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-    finally:
-        tokenizer.encode_special_tokens = before

@@ -21,10 +21,10 @@ class Unigram:
 
     def __init__(self, tokens: Path):
         """`tokens` is the folder of the tokenize stage."""
-        self.tokenizer = tokenizers.load(str(tokens / "tokenizer.json"))
+        self.vocabulary = tokenizers.load(str(tokens / "tokenizer.json"))
         shards = Shards(tokens / "train")
         sample = shards.read(0, min(SAMPLE, len(shards)))[0]
-        counts = np.bincount(sample, minlength=self.tokenizer.get_vocab_size()) + 1.0
+        counts = np.bincount(sample, minlength=self.vocabulary.size) + 1.0
         self.logprobs_V = np.log(counts / counts.sum())
         self.cached = lru_cache(1 << 18)(self._logprob)
 
@@ -32,7 +32,7 @@ class Unigram:
         return self.cached(text)
 
     def _logprob(self, text: str) -> float:
-        return float(self.logprobs_V[tokenizers.encode_plain(self.tokenizer, [text])[0]].sum())
+        return float(self.logprobs_V[self.vocabulary.plain(text)].sum())
 
 
 def baselines(items: Sequence[Item], unigram: Unigram) -> dict[str, float | None]:

@@ -87,9 +87,9 @@ def measure(
         models[f"{method}, adapted"] = new
     heldout = Path(tokens) / "heldout"
     curves = {name: loss_by_position(model, heldout, context, rows) for name, model in models.items()}
-    tokenizer = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
+    vocabulary = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
     shards = Shards(heldout)
-    retrieval = passkeys(Scorer(new), tokenizer, shards.read(0, len(shards))[0], items)
+    retrieval = passkeys(Scorer(new), vocabulary, shards.read(0, len(shards))[0], items)
     edges = [context * number // BINS for number in range(BINS + 1)]
     write_json(
         Path(out) / "positions.json",
@@ -103,7 +103,7 @@ def measure(
     unchanged, last = curves["unchanged"], curves[f"{method}, adapted" if adapted else method]
     end = slice(3 * half // 4, half)  # the last quarter of the old context
     return ContextFigures(
-        **asdict(ending_share(new, tokenizer, Path(prompts), answer_limit)),
+        **asdict(ending_share(new, vocabulary, Path(prompts), answer_limit)),
         # Loss at the old lengths over that of the model before; loss beyond over that at the end of the old context.
         old_lengths_ratio=round(float(last[:half].mean() / unchanged[:half].mean()), 4),
         beyond_ratio=round(float(last[half:].mean() / last[end].mean()), 4),

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from model import weights
 from model.data import chat
 from model.data import tokenizer as tokenizers
+from model.data.vocabulary import Vocabulary
 from model.figures import EndingFigures
 from model.files import read_json
 from model.generate import Generator
@@ -16,11 +15,11 @@ from model.sampling import Sampling
 CONVERSATIONS = 40  # held-out ones that the model answers
 
 
-def ending_share(model: Llama, tokenizer: Tokenizer, prompts: Path, limit: int) -> EndingFigures:
+def ending_share(model: Llama, vocabulary: Vocabulary, prompts: Path, limit: int) -> EndingFigures:
     """Of the held-out `prompts`, the share whose greedy answer ends by itself within `limit` tokens."""
-    generate, stop = Generator(model), tokenizers.end_of_text(tokenizer)
-    encoded = [chat.encode_prompt(tokenizer, line["messages"]) for line in read_json(prompts)[:CONVERSATIONS]]
-    ended = [list(generate(prompt, stop, Sampling(limit=limit)))[-1:] == [stop] for prompt in encoded]
+    generate, stops = Generator(model), vocabulary.stops
+    encoded = [chat.encode_prompt(vocabulary, line["messages"]) for line in read_json(prompts)[:CONVERSATIONS]]
+    ended = [list(generate(prompt, stops, Sampling(limit=limit)))[-1] in stops for prompt in encoded]
     return EndingFigures(ends_by_itself=round(sum(ended) / len(encoded), 4), asked=len(encoded))
 
 

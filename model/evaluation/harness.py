@@ -54,7 +54,7 @@ class KodaLM(TemplateLM):
         return self.subject.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self.subject.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False).ids
+        return self.subject.vocabulary.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False).ids
 
     def _loglikelihood_tokens(self, requests: list[Tokenized], **_: Any) -> list[tuple[float, bool]]:
         scores = self.scorer([(context, continuation) for _, context, continuation in requests])
@@ -80,9 +80,11 @@ class KodaLM(TemplateLM):
             ids = self.tok_encode(context)[-max(1, room) :]
             generated: list[int] = []
             text = ""
-            for token in self.generate(ids, self.eot_token_id, Sampling(limit=limit, temperature=temperature)):
+            for token in self.generate(
+                ids, self.subject.vocabulary.stops, Sampling(limit=limit, temperature=temperature)
+            ):
                 generated.append(token)
-                text = self.subject.tokenizer.decode(generated)
+                text = self.subject.vocabulary.tokenizer.decode(generated)
                 if any(stop in text for stop in stops):
                     break
             for stop in stops:

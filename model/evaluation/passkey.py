@@ -4,9 +4,8 @@ A small model need not be able to write the number: it chooses among ten, so tha
 """
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from model.data import tokenizer as tokenizers
+from model.data.vocabulary import Vocabulary
 from model.evaluation.score import Scorer
 
 CHOICES = 10
@@ -16,15 +15,15 @@ STATEMENT = "\nThe pass key is{}. Remember it.{} is the pass key.\n"
 QUESTION = "\nWhat is the pass key? The pass key is"
 
 
-def passkeys(scorer: Scorer, tokenizer: Tokenizer, filler: np.ndarray, items: int) -> list[dict[str, float]]:
+def passkeys(scorer: Scorer, vocabulary: Vocabulary, filler: np.ndarray, items: int) -> list[dict[str, float]]:
     """The share of keys that are retrieved for each length and depth, over `items` texts each.
 
     `filler` is the text, token ids, in which the keys are hidden.
     """
-    draw = np.random.default_rng(0)
+    draw, beginning = np.random.default_rng(0), vocabulary.special.beginning
 
     def ids(text: str) -> list[int]:
-        return tokenizers.encode_plain(tokenizer, [text])[0]
+        return vocabulary.plain(text)
 
     rows = []
     for share in LENGTHS:
@@ -35,11 +34,11 @@ def passkeys(scorer: Scorer, tokenizer: Tokenizer, filler: np.ndarray, items: in
                 statement, question = ids(STATEMENT.format(keys[0], keys[0])), ids(QUESTION)
                 answers = [ids(key) for key in keys]
                 longest = max(map(len, answers))
-                room = int(share * scorer.context) - len(statement) - len(question) - longest
+                room = int(share * scorer.context) - len(beginning) - len(statement) - len(question) - longest
                 start = int(draw.integers(0, max(1, len(filler) - room)))
                 text = filler[start : start + max(0, room)].tolist()
                 at = int(depth * len(text))
-                requests += [(text[:at] + statement + text[at:] + question, answer) for answer in answers]
+                requests += [(beginning + text[:at] + statement + text[at:] + question, answer) for answer in answers]
             logprobs = np.array([score.logprob for score in scorer(requests)]).reshape(items, CHOICES)
             right = float((logprobs.argmax(1) == 0).mean())
             rows.append({"length": int(share * scorer.context), "depth": depth, "found": round(right, 3)})

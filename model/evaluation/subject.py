@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
-
 from model import arrays, weights
 from model.config import LlamaConfig
+from model.data import gguf_tokenizer
 from model.data import tokenizer as tokenizers
+from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
-from model.export import gguf_file, gguf_tokenizer
+from model.export import gguf_file, tensors
 from model.export.formats import hf, mlx
 from model.files import read_json
 from model.llama import Llama
@@ -24,16 +24,20 @@ PARAMS = "params/"  # the prefix of the weights' names in a checkpoint
 
 
 class Subject(NamedTuple):
-    """A model under evaluation, and its tokenizer."""
+    """A model under evaluation, and its vocabulary."""
 
     name: str
     model: Llama
-    tokenizer: Tokenizer
-    prefix: int  # the token in place of an empty context
+    vocabulary: Vocabulary
+
+    @property
+    def prefix(self) -> int:
+        """The token in place of an empty context."""
+        return self.vocabulary.special.prefix
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with the special tokens that the tokenizer itself adds around a text."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
+        return [encoding.ids for encoding in self.vocabulary.tokenizer.encode_batch_fast([*texts])]
 
 
 def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
@@ -43,13 +47,11 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
     """
     if path.suffix == ".gguf" and path.is_file():
         reader = gguf_file.opened(path)
-        tokenizer = gguf_tokenizer.read(reader, path)
-        return _subject(path, gguf_file.stored(reader, path), tokenizer, tokenizers.end_of_text(tokenizer))
+        return _subject(path, gguf_file.stored(reader, path), gguf_tokenizer.read(reader, path))
     if (path / arrays.COMMIT).is_file():
         if tokenizer_file is None:
             raise KodaError(f"{path} has weights without a tokenizer, and is not in a run that has one.")
-        tokenizer = tokenizers.load(str(tokenizer_file))
-        return _subject(path, stored_weights(path), tokenizer, tokenizers.end_of_text(tokenizer))
+        return _subject(path, stored_weights(path), tokenizers.load(str(tokenizer_file)))
     if not (path / "config.json").is_file():
         raise KodaError(
             f"{path} is not a model: neither a run's weights, nor a folder with config.json, nor a .gguf file."
@@ -58,9 +60,7 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
         raise KodaError(f"{path} has no tokenizer.json.")
     raw = read_json(path / "config.json")
     stored = mlx.read(path) if "quantization" in raw or _written_by_mlx(path) else hf.read(path)
-    begin, end = raw.get("bos_token_id"), raw.get("eos_token_id")
-    prefix = begin if begin is not None else end[0] if isinstance(end, list) else end
-    return _subject(path, stored, Tokenizer.from_file(str(path / "tokenizer.json")), int(prefix or 0))
+    return _subject(path, stored, tokenizers.load(str(path)))
 
 
 def stored_weights(path: Path) -> Stored:
@@ -79,15 +79,15 @@ def stored_weights(path: Path) -> Stored:
 def _written_by_mlx(path: Path) -> bool:
     from safetensors import safe_open
 
-    first = next(iter(sorted(path.glob("*.safetensors"))), None)
+    first = next(iter(tensors.visible(path)), None)
     if first is None:
         return False
-    with safe_open(first, "numpy") as file:
+    with tensors.whole(first), safe_open(first, "numpy") as file:
         return (file.metadata() or {}).get("format") == "mlx"
 
 
-def _subject(path: Path, stored: Stored, tokenizer: Tokenizer, prefix: int) -> Subject:
-    size, rows = tokenizer.get_vocab_size(), stored.config.vocab_size
+def _subject(path: Path, stored: Stored, vocabulary: Vocabulary) -> Subject:
+    size, rows = vocabulary.size, stored.config.vocab_size
     if size > rows:
         raise KodaError(f"{path}: its tokenizer has {size} entries, the model {rows}: they do not belong together.")
-    return Subject(path.name, weights.network(stored), tokenizer, prefix)
+    return Subject(path.name, weights.network(stored), vocabulary)

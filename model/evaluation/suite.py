@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from model.data import tokenizer as tokenizers
 from model.data.document import Document
 from model.data.prepare import heldout_documents
+from model.data.vocabulary import encode_plain
 from model.errors import KodaError
 from model.evaluation import homemade, standard
 from model.evaluation.baselines import Unigram, baselines
@@ -131,10 +131,13 @@ def score(subject: Subject, scorer: Scorer, items: dict[str, list[Item]]) -> dic
 
 def bits_per_byte(subject: Subject, scorer: Scorer, documents: list[Document]) -> np.ndarray:
     """`[documents, 2]`: the bits that the model needs for each document and its end, and the bytes of its text."""
-    end = tokenizers.end_of_text(subject.tokenizer)
-    encoded = [[*ids, end] for ids in subject.encode([document.text for document in documents])]
+    vocabulary = subject.vocabulary
+    beginning, end = vocabulary.special.beginning, vocabulary.end
+    texts = encode_plain(vocabulary.tokenizer, [document.text for document in documents])
+    encoded = [[*beginning, *ids, end] for ids in texts]
     flat = np.asarray([end, *(token for ids in encoded for token in ids)], np.int32)
     nats = -scorer.stream(flat, scorer.context).astype(np.float64)
+    nats[np.isin(flat[1:], beginning)] = 0.0  # it says nothing: every text begins with it
     ends = list(accumulate(map(len, encoded)))
     needed = [nats[a:b].sum() / math.log(2) for a, b in zip([0, *ends], ends, strict=False)]
     return np.array([[bits, len(document.text.encode())] for bits, document in zip(needed, documents, strict=True)])
@@ -165,12 +168,12 @@ PROMPTS = ("Return", "The function", "In the year", "This module", "We")
 
 def samples(subject: Subject) -> list[Sample]:
     """How the model goes on from fixed beginnings with fixed seeds, so that two runs can be read side by side."""
-    generate, stop = Generator(subject.model), tokenizers.end_of_text(subject.tokenizer)
+    generate, vocabulary = Generator(subject.model), subject.vocabulary
     answers = (
-        list(generate(subject.encode([prompt])[0], stop, Sampling(limit=60, temperature=0.8, seed=seed)))
+        list(generate(subject.encode([prompt])[0], vocabulary.stops, Sampling(limit=60, temperature=0.8, seed=seed)))
         for seed, prompt in enumerate(PROMPTS)
     )
-    return [Sample(prompt, subject.tokenizer.decode(ids)) for prompt, ids in zip(PROMPTS, answers, strict=True)]
+    return [Sample(prompt, vocabulary.tokenizer.decode(ids)) for prompt, ids in zip(PROMPTS, answers, strict=True)]
 
 
 def _up_to(documents: list[Document], limit: int) -> list[Document]:

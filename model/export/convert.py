@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from model import weights
+from model.data import tokenizer as tokenizers
 from model.export.about import About
 from model.export.formats import FORMATS
 from model.export.formats.format import Export, Source
@@ -17,5 +18,5 @@ def write(
     The model is in memory once.
     """
     card = About(**{**about, "datasets": tuple(about["datasets"])})
-    exported = Source(weights.read(Path(source)), Path(tokenizer), card)
+    exported = Source(weights.read(Path(source)), tokenizers.load(tokenizer), card)
     return [export for name, chosen in variants.items() for export in FORMATS[name].write(exported, Path(out), chosen)]

@@ -1,19 +1,22 @@
 """GGUF for llama.cpp and what is built on it, written and read by gguf-py
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, quants
+from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor, RopeScalingType, quants
 from gguf import GGMLQuantizationType as Type
 
 from model.config import LlamaConfig
+from model.data import chat, gguf_tokenizer
+from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
-from model.export import gguf_tokenizer
 from model.export.about import About
 from model.export.names import from_hf, shapes, to_hf
 from model.files import atomic_write
+from model.rope import frequencies
 from model.stored import Stored
 
 ARCHITECTURE = "llama"
@@ -36,10 +39,15 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "rope_freqs": "rope_freqs",
 }
+# Llama 3's scaling is no metadata, but a tensor: the number that each pair's angle is divided by, `[head_dim / 2]`.
+ROPE_FREQS = "rope_freqs.weight"
+# The numbers that Meta's models have, which the tensor alone does not tell.
+LLAMA3: dict[str, Any] = {"rope_original_context": 8192, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
 
 
-def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: About) -> None:
+def write(path: Path, model: Stored, vocabulary: Vocabulary, kind: str, about: About) -> None:
     """Write one GGUF file of this kind (one of TYPES), a tensor at a time."""
     with atomic_write(path, "wb") as beside:
         writer = GGUFWriter(beside.name, ARCHITECTURE)
@@ -48,8 +56,10 @@ def write(path: Path, model: Stored, tokenizer_file: Path, kind: str, about: Abo
         if kind.startswith("Q"):
             writer.add_quantization_version(GGML_QUANT_VERSION)  # which the format requires
         _add_shape(writer, model.config)
-        gguf_tokenizer.add(writer, tokenizer_file, model.config.vocab_size)
+        gguf_tokenizer.add(writer, vocabulary, model.config.vocab_size, chat.template(vocabulary))
         tensors = list(to_hf(model.params))
+        if model.config.rope_scaling == "llama3":
+            tensors.append((ROPE_FREQS, slowdown(model.config)))
         types = {name: TYPES[kind][0] if tensor.ndim > 1 else Type.F32 for name, tensor in tensors}
         for name, tensor in tensors:
             stored = quants.quant_shape_to_byte_shape(tensor.shape, types[name])
@@ -75,17 +85,29 @@ def stored(reader: GGUFReader, path: Path) -> Stored:
     names = {gguf_name(name): name for name in shapes(shape)}
     tensors: dict[str, np.ndarray] = {}
     for tensor in reader.tensors:
+        if tensor.name == ROPE_FREQS:
+            continue  # `read_shape` has read it
         if tensor.name not in names:
             raise KodaError(f"{path}: {tensor.name} has no place in a Llama as Koda computes it.")
         name = names[tensor.name]
-        plain = tensor.tensor_type in (Type.F32, Type.F16)
-        rows = tensor.data if plain else quants.dequantize(tensor.data, tensor.tensor_type)
-        tensors[name] = _turned(name, np.asarray(rows), shape, halves)
+        tensors[name] = _turned(name, _numbers(tensor, path), shape, halves)
     for name, expected in shapes(shape).items():
         if name not in tensors or tensors[name].shape != expected:
             actual = tensors[name].shape if name in tensors else "missing"
             raise KodaError(f"{path}: {gguf_name(name)} is {actual}; of this shape it would be {expected}.")
     return Stored(shape, from_hf(tensors, shape.num_hidden_layers))
+
+
+def _numbers(tensor: ReaderTensor, path: Path) -> np.ndarray:
+    if tensor.tensor_type in (Type.F32, Type.F16):
+        return np.asarray(tensor.data)
+    try:
+        return quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+        raise KodaError(
+            f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf-py does not dequantise. Koda reads F32, "
+            "F16, BF16, Q4_0 to Q8_0, the K and most of the IQ types."
+        ) from None
 
 
 def opened(path: Path) -> GGUFReader:
@@ -132,7 +154,7 @@ def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)  # llama.cpp silently takes 10000 without it
-    if shape.rope_scaling != "none":
+    if shape.rope_scaling in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(shape.rope_scaling))
         writer.add_rope_scaling_factor(shape.rope_factor)
         writer.add_rope_scaling_orig_ctx_len(shape.rope_original_context)
@@ -154,6 +176,9 @@ def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
     scaling = of("rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn"):
         raise KodaError(f"{path}: rope scaling of kind {scaling!r} is not known to Koda.")
+    size = of("attention.key_length", of("embedding_length") // of("attention.head_count"))
+    if of("attention.value_length", size) != size or of("rope.dimension_count", size) != size:
+        raise KodaError(f"{path}: keys, values and rotary positions have different sizes, which Koda's network cannot.")
     shape = LlamaConfig(
         vocab_size=int(tensors[gguf_name("model.embed_tokens.weight")].shape[1]),
         hidden_size=of("embedding_length"),
@@ -162,6 +187,9 @@ def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
         num_key_value_heads=of("attention.head_count_kv", of("attention.head_count")),
         intermediate_size=of("feed_forward_length"),
         max_position_embeddings=of("context_length"),
+        head_dim=size,
+        attention_bias=gguf_name("model.layers.0.self_attn.q_proj.bias") in tensors,
+        mlp_bias=gguf_name("model.layers.0.mlp.up_proj.bias") in tensors,
         rope_theta=_float(of("rope.freq_base", 10000.0)),
         rope_scaling=scaling,
         rope_factor=_float(of("rope.scaling.factor", 1.0)),
@@ -169,9 +197,18 @@ def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
         rms_norm_eps=_float(of("attention.layer_norm_rms_epsilon")),
         tie_word_embeddings=gguf_name("lm_head.weight") not in tensors,
     )
-    if (size := of("attention.key_length", shape.head_dim)) != shape.head_dim:
-        raise KodaError(f"{path}: heads of size {size} are not in Koda's network, where they are {shape.head_dim}.")
+    if ROPE_FREQS in tensors:
+        stored_P = _numbers(tensors[ROPE_FREQS], path)
+        shape = replace(shape, rope_scaling="llama3", rope_factor=_float(stored_P.max()), **LLAMA3)
+        if scaling != "none" or not np.allclose(stored_P, slowdown(shape), rtol=1e-4):
+            raise KodaError(f"{path}: {ROPE_FREQS} does not have the numbers of Llama 3's rope scaling.")
     return shape
+
+
+def slowdown(shape: LlamaConfig) -> np.ndarray:
+    """How many times slower each rotary pair turns than without scaling: `[head_dim / 2]`, float32."""
+    plain_P = frequencies(replace(shape, rope_scaling="none"))
+    return np.asarray(plain_P / frequencies(shape), np.float32)
 
 
 def _float(number: float) -> float:
@@ -181,29 +218,27 @@ def _float(number: float) -> float:
 
 def _turned(name: str, rows: np.ndarray, shape: LlamaConfig, turn: Any) -> np.ndarray:
     """The rows of queries and keys in the order that `turn` puts them in; any other tensor as it is."""
-    if name.endswith("q_proj.weight"):
+    if ".q_proj." in name:
         return turn(rows, shape.num_attention_heads)
-    if name.endswith("k_proj.weight"):
+    if ".k_proj." in name:
         return turn(rows, shape.num_key_value_heads)
     return rows
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rotary pairs from (i, i + A/2), transformers' order, to (2i, 2i + 1), llama.cpp's; `[outputs, inputs]`."""
-    outputs, inputs = rows.shape
-    return rows.reshape(heads, 2, outputs // heads // 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+    """Rotary pairs from (i, i + A/2), transformers' order, to (2i, 2i + 1), llama.cpp's; `[outputs, …]`."""
+    return rows.reshape(heads, 2, len(rows) // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """The inverse of `interleave`."""
-    outputs, inputs = rows.shape
-    return rows.reshape(heads, outputs // heads // 2, 2, inputs).swapaxes(1, 2).reshape(outputs, inputs)
+    return rows.reshape(heads, len(rows) // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
 def gguf_name(hf_name: str) -> str:
     """`model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`."""
-    module = hf_name.removesuffix(".weight")
+    module, kind = hf_name.rsplit(".", 1)
     if module.startswith("model.layers."):
         number, inner = module.removeprefix("model.layers.").split(".", 1)
-        return f"blk.{number}.{NAMES[inner]}.weight"
-    return f"{NAMES[module]}.weight"
+        return f"blk.{number}.{NAMES[inner]}.{kind}"
+    return f"{NAMES[module]}.{kind}"

@@ -6,7 +6,14 @@ from model.config import LlamaConfig
 from model.errors import KodaError
 
 # Fields that config.json has in another form, or cannot have.
-OURS = {"qk_norm", "rope_scaling", "rope_factor", "rope_original_context"}
+OURS = {
+    "qk_norm",
+    "rope_scaling",
+    "rope_factor",
+    "rope_original_context",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+}
 # What transformers assumes where config.json has no value.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -17,36 +24,45 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
 }
 # Fields that change what the network computes, and the one value that Koda computes.
-FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+FIXED: dict[str, Any] = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
 # Under which names a way of scaling positions has its numbers; any other number must be the usual one.
-SCALING = {"linear": {"factor"}, "yarn": {"factor", "original_max_position_embeddings"}}
+SCALING = {
+    "linear": {"factor"},
+    "yarn": {"factor", "original_max_position_embeddings"},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+}
 USUAL: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True}
 
 
-def to_hf_config(shape: LlamaConfig, end: int, dtype: str) -> dict[str, Any]:
-    """config.json. The rotary base is written three times over: transformers 5 reads `rope_parameters`; transformers 4
-    and mlx-lm read `rope_theta`, and without it silently take 10000. Where positions are scaled, likewise."""
+def to_hf_config(shape: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """config.json, without its special tokens.
+
+    The rotary base is written three times over: transformers 5 reads `rope_parameters`; transformers 4 and mlx-lm read
+    `rope_theta`, and without it silently take 10000. Where positions are scaled, likewise.
+    """
     scaling = None
     if shape.rope_scaling != "none":
         original = shape.rope_original_context
-        scaling = {"rope_type": shape.rope_scaling, "type": shape.rope_scaling, "factor": shape.rope_factor}
-        scaling |= {"original_max_position_embeddings": original} if shape.rope_scaling == "yarn" else {}
+        numbers = {
+            "factor": shape.rope_factor,
+            "original_max_position_embeddings": original,
+            "low_freq_factor": shape.rope_low_freq_factor,
+            "high_freq_factor": shape.rope_high_freq_factor,
+        }
+        kept = {name: number for name, number in numbers.items() if name in SCALING[shape.rope_scaling]}
+        scaling = {"rope_type": shape.rope_scaling, "type": shape.rope_scaling, **kept}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **{name: value for name, value in shape.to_dict().items() if name not in OURS},
-        "head_dim": shape.head_dim,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
         "attention_dropout": 0.0,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, **(scaling or {})},
         "rope_scaling": scaling,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
         "initializer_range": 0.02,
         "torch_dtype": dtype,
         "dtype": dtype,
@@ -69,13 +85,8 @@ def from_hf_config(raw: dict[str, Any], where: str) -> LlamaConfig:
             raise KodaError(f"{where}: {name} = {raw[name]!r} is not in Koda's network, which has {name} = {only!r}.")
     fields = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
     fields["num_key_value_heads"] = raw.get("num_key_value_heads") or fields["num_attention_heads"]
-    shape = LlamaConfig(**fields, **_rope(raw, fields["max_position_embeddings"], where))
-    if (size := raw.get("head_dim") or shape.head_dim) != shape.head_dim:
-        raise KodaError(
-            f"{where}: head_dim = {size} is not in Koda's network, where every head has hidden_size / "
-            f"num_attention_heads = {shape.head_dim}."
-        )
-    return shape
+    fields["head_dim"] = raw.get("head_dim") or 0
+    return LlamaConfig(**fields, **_rope(raw, fields["max_position_embeddings"], where))
 
 
 def _rope(raw: dict[str, Any], context: int, where: str) -> dict[str, Any]:
@@ -94,9 +105,13 @@ def _rope(raw: dict[str, Any], context: int, where: str) -> dict[str, Any]:
         if name not in SCALING[kind] and value != USUAL.get(name):
             raise KodaError(f"{where}: rope scaling with {name} = {value!r} is not known to Koda.")
     original = written.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
+    if missing := sorted((SCALING[kind] & {"factor", "low_freq_factor", "high_freq_factor"}) - written.keys()):
+        raise KodaError(f"{where}: rope scaling of kind {kind!r} has no {missing[0]}.")
+    bounds = {f"rope_{name}": float(written[name]) for name in SCALING[kind] if name.endswith("freq_factor")}
     return {
         "rope_theta": float(theta),
         "rope_scaling": kind,
         "rope_factor": float(written["factor"]),
         "rope_original_context": int(original or context / written["factor"]),
+        **bounds,
     }

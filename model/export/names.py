@@ -23,7 +23,10 @@ def to_hf(params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         for (norm,), name in NORMS.items():
             yield f"model.layers.{number}.{name}.weight", np.asarray(layers[norm]["scale"][number])
         for (part, matrix), name in MODULES.items():
-            yield f"model.layers.{number}.{name}.weight", np.asarray(layers[part][matrix]["kernel"][number]).T
+            linear = layers[part][matrix]
+            yield f"model.layers.{number}.{name}.weight", np.asarray(linear["kernel"][number]).T
+            if "bias" in linear:
+                yield f"model.layers.{number}.{name}.bias", np.asarray(linear["bias"][number])
     yield "model.norm.weight", np.asarray(params["norm"]["scale"])
     if "head" in params:
         yield "lm_head.weight", np.asarray(params["head"])
@@ -31,12 +34,13 @@ def to_hf(params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that transformers stores for a model of this shape, and its own shape."""
-    width, inner, kv_width = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    width, inner = config.hidden_size, config.intermediate_size
+    q_width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     matrices = {
-        "q_proj": (width, width),
+        "q_proj": (q_width, width),
         "k_proj": (kv_width, width),
         "v_proj": (kv_width, width),
-        "o_proj": (width, width),
+        "o_proj": (width, q_width),
         "gate_proj": (inner, width),
         "up_proj": (inner, width),
         "down_proj": (width, inner),
@@ -45,9 +49,11 @@ def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
     for number in range(config.num_hidden_layers):
         named |= {f"model.layers.{number}.{name}.weight": (width,) for name in NORMS.values()}
-        named |= {
-            f"model.layers.{number}.{MODULES[LORA_TARGETS[name]]}.weight": shape for name, shape in matrices.items()
-        }
+        for name, shape in matrices.items():
+            path = LORA_TARGETS[name]
+            named[f"model.layers.{number}.{MODULES[path]}.weight"] = shape
+            if config.attention_bias if path[0] == "attention" else config.mlp_bias:
+                named[f"model.layers.{number}.{MODULES[path]}.bias"] = shape[:1]
     named["model.norm.weight"] = (width,)
     return named if config.tie_word_embeddings else {**named, "lm_head.weight": table}
 
@@ -56,11 +62,14 @@ def from_hf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Any]:
     """The nested dicts of a Llama from transformers' tensors, which it empties; the inverse of `to_hf`."""
 
     def stacked(name: str) -> np.ndarray:
-        return np.stack([tensors.pop(f"model.layers.{number}.{name}.weight") for number in range(layers)])
+        return np.stack([tensors.pop(f"model.layers.{number}.{name}") for number in range(layers)])
 
-    blocks: dict[str, Any] = {norm: {"scale": stacked(name)} for (norm,), name in NORMS.items()}
+    blocks: dict[str, Any] = {norm: {"scale": stacked(f"{name}.weight")} for (norm,), name in NORMS.items()}
     for (part, matrix), name in MODULES.items():
-        blocks.setdefault(part, {})[matrix] = {"kernel": stacked(name).swapaxes(1, 2)}
+        linear = {"kernel": stacked(f"{name}.weight").swapaxes(1, 2)}
+        if f"model.layers.0.{name}.bias" in tensors:
+            linear["bias"] = stacked(f"{name}.bias")
+        blocks.setdefault(part, {})[matrix] = linear
     params = {
         "embedding": tensors["model.embed_tokens.weight"],
         "layers": blocks,

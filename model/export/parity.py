@@ -24,6 +24,10 @@ from model.sampling import Sampling
 
 TEXTS = 4  # pieces of held-out text
 SCORED = 32  # tokens at the end of each of them whose probabilities make the perplexity
+# Tokens that are compared at most, as the logits of longer texts fill the memory; and where the context was extended,
+# which is to be seen beyond the old one.
+USUAL, EXTENDED = 512, 2048
+ANSWER = 128  # tokens of an answer
 GREEDY = 64  # tokens that are generated greedily
 TALKS: tuple[list[chat.Message], ...] = (
     [{"role": "user", "content": "What does `os.path.join` do?"}],
@@ -56,7 +60,7 @@ class Expected(NamedTuple):
     """What every export should compute: what the JAX model, opened like any runtime, computes."""
 
     weights: Path
-    model: Runtime
+    model: Jax
     context: int
     old_context: int
     parts: list[Part]
@@ -98,8 +102,10 @@ def judge(format_: str, path: Path, limits: Limits, expected: Expected) -> Parit
 
 def expectation(weights_folder: Path, tokenizer: Path, heldout: Path, old_context: int) -> Expected:
     """The JAX model on the held-out text, up to the end of its context and around that of the old one."""
-    model, shards = Jax(weights_folder, tokenizer), Shards(heldout)
-    context = model.model.config.max_position_embeddings
+    whole = weights.config(weights_folder).max_position_embeddings
+    longest = EXTENDED if whole > old_context else USUAL
+    model, shards = Jax(weights_folder, tokenizer, longest), Shards(heldout)
+    context, old_context = model.context, min(old_context, model.context)
     lengths = {8, old_context // 2, old_context - 1, old_context + 8, (old_context + context) // 2, context - 1}
     parts = []
     for text in range(TEXTS):
@@ -109,14 +115,15 @@ def expectation(weights_folder: Path, tokenizer: Path, heldout: Path, old_contex
         of = [at for at in range(max(1, len(ids) - SCORED), len(ids)) if _whole(model, ids[at])]
         parts.append(Part(ids, after, of, model.probe(ids, after, of)))
     beginning = parts[0].ids[: max(1, context - GREEDY)]
-    reply = answer(model, TALKS[0], Sampling(limit=context // 2))
+    reply = answer(model, TALKS[0], Sampling(limit=min(ANSWER, context // 2)))
     greedy = model.greedy(beginning, GREEDY)
     return Expected(weights_folder, model, context, old_context, parts, beginning, greedy, reply)
 
 
 def _whole(model: Jax, token: int) -> bool:
     """llama.cpp's server reports nothing for a token that ends the text or is part of a letter."""
-    return token != model.stop and "\ufffd" not in model.tokenizer.decode([token])
+    vocabulary = model.vocabulary
+    return token not in vocabulary.stops and "\ufffd" not in vocabulary.tokenizer.decode([token])
 
 
 def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> ParityFigures:
@@ -135,7 +142,7 @@ def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> ParityFigu
             (far if length > expected.old_context else near).append(divergence(ours_V, theirs_V))
     tokens = runtime.greedy(expected.beginning, GREEDY)
     same = next((n for n, (a, b) in enumerate(zip(tokens, expected.greedy, strict=False)) if a != b), len(tokens))
-    reply = answer(runtime, TALKS[0], Sampling(limit=expected.context // 2))
+    reply = answer(runtime, TALKS[0], Sampling(limit=min(ANSWER, expected.context // 2)))
     figures = ParityFigures(
         failed=[],
         max_logprob_difference=max(differences),
@@ -154,7 +161,7 @@ def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> ParityFigu
     return replace(figures, failed=list(_failures(figures, limits, runtime, expected.model)))
 
 
-def _failures(figures: ParityFigures, limits: Limits, runtime: Runtime, model: Runtime) -> Iterator[str]:
+def _failures(figures: ParityFigures, limits: Limits, runtime: Runtime, model: Jax) -> Iterator[str]:
     if not figures.kl_divergence <= limits.kl:
         yield f"its KL divergence is {figures.kl_divergence:.2e} nats, the limit {limits.kl:.2e}"
     if not abs(math.log(figures.perplexity_ratio)) <= math.log(limits.perplexity):
@@ -163,12 +170,16 @@ def _failures(figures: ParityFigures, limits: Limits, runtime: Runtime, model: R
         if (ids := runtime.tokenize(string)) != (right := model.tokenize(string)):
             yield f"it splits {string!r} into {ids[:20]}…, the tokenizer into {right[:20]}…"
             break
+    bos = model.vocabulary.text_of(model.vocabulary.special.bos)
     for talk in TALKS:
-        if (text := runtime.prompt(talk)) != (expected := model.prompt(talk)):
+        # llama.cpp's server leaves out what it adds to every prompt itself.
+        text, expected = (prompt.removeprefix(bos) for prompt in (runtime.prompt(talk), model.prompt(talk)))
+        if text != expected:
             yield f"its chat template makes {text!r} of a conversation, Koda's {expected!r}"
             break
-    if (ends := runtime.ends()) != model.ends():
-        yield f"tokens {sorted(ends)} end its answers, and not {sorted(model.ends())}"
+    stops, letter = set(model.vocabulary.stops), model.tokenize("a")[-1]
+    if (ends := runtime.ends({*stops, letter})) != stops:
+        yield f"tokens {sorted(ends)} end its answers, and not {sorted(stops)}"
 
 
 def divergence(expected: np.ndarray, actual: np.ndarray) -> float:

@@ -6,7 +6,7 @@ mlx-lm.
 Letters in names: N beginnings of a text, P positions in it, T time, V vocabulary.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -49,7 +49,7 @@ class Runtime(Protocol):
         at the positions `of`, each given all before it."""
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """Up to `count` tokens after `ids`, the likeliest each time; after the one that ends a text there are none."""
+        """Up to `count` tokens after `ids`, the likeliest each time, to the one that ends a text, without it."""
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the runtime's own tokenizer gives a text."""
@@ -57,8 +57,8 @@ class Runtime(Protocol):
     def prompt(self, messages: list[chat.Message]) -> str:
         """What the runtime's own chat template makes of a conversation that is to be answered."""
 
-    def ends(self) -> set[int]:
-        """The tokens that end an answer in this runtime."""
+    def ends(self, of: Collection[int]) -> set[int]:
+        """Those of these tokens that end an answer in this runtime."""
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
         """The answer to a conversation, through the runtime's own chat template, piece by piece."""
@@ -78,15 +78,17 @@ def answer(runtime: Runtime, messages: list[chat.Message], sampling: Sampling) -
 class Jax:
     """Koda's own weights; the reference."""
 
-    def __init__(self, weights_folder: Path, tokenizer_file: Path):
+    def __init__(self, weights_folder: Path, tokenizer_file: Path, longest: int = 0):
+        """`longest`: tokens that are computed together at most; 0: the whole context."""
         from model import weights
         from model.data import tokenizer as tokenizers
         from model.generate import Generator
 
         self.model = weights.load(weights_folder)
-        self.tokenizer = tokenizers.load(str(tokenizer_file))
-        self.stop = tokenizers.end_of_text(self.tokenizer)
-        self.generator = Generator(self.model)
+        self.vocabulary = tokenizers.load(str(tokenizer_file))
+        context = self.model.config.max_position_embeddings
+        self.context = min(context, longest or context)
+        self.generator = Generator(self.model, self.context)
 
     def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
         import jax.numpy as jnp
@@ -94,24 +96,28 @@ class Jax:
         return Probe.of(np.asarray(self.model(jnp.asarray([ids]))[0]), ids, after, of)
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        return list(self.generator(ids, self.stop, Sampling(limit=count)))
+        stops = self.vocabulary.stops
+        return [token for token in self.generator(ids, stops, Sampling(limit=count)) if token not in stops]
 
     def tokenize(self, text: str) -> list[int]:
-        from model.data.tokenizer import encode_plain
-
-        return encode_plain(self.tokenizer, [text])[0]
+        return self.vocabulary.plain(text)
 
     def prompt(self, messages: list[chat.Message]) -> str:
-        return chat.prompt(messages)
+        return chat.prompt(self.vocabulary, messages)
 
-    def ends(self) -> set[int]:
-        return {self.stop}
+    def ends(self, of: Collection[int]) -> set[int]:
+        return set(of) & set(self.vocabulary.stops)
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
-        from tokenizers.decoders import DecodeStream
-
-        decoder, token = DecodeStream(skip_special_tokens=True), None
-        for token in self.generator(chat.encode_prompt(self.tokenizer, messages), self.stop, sampling):
-            if piece := decoder.step(self.tokenizer, token):
-                yield piece
-        return token == self.stop
+        vocabulary = self.vocabulary
+        ids: list[int] = []
+        shown = 0  # letters
+        for token in self.generator(chat.encode_prompt(vocabulary, messages), vocabulary.stops, sampling):
+            ids.append(token)
+            text = vocabulary.tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # the next token may complete the letter
+                yield text[shown:]
+                shown = len(text)
+        if rest := vocabulary.tokenizer.decode(ids)[shown:]:
+            yield rest
+        return bool(ids) and ids[-1] in vocabulary.stops

@@ -4,6 +4,7 @@ The format (https://github.com/huggingface/safetensors#format): eight bytes with
 with each tensor's type, shape and place, and the bytes.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,23 +60,50 @@ def _write_file(path: Path, tensors: Sequence[Named], types: dict[str, str]) -> 
 
 
 def files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder. Raises KodaError where there are none, or one is missing."""
-    if (folder / INDEX).is_file():
-        paths = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
-    else:
-        paths = [folder / "model.safetensors"]
+    """The safetensors files of a model's folder. Raises KodaError where there are none, or one is missing.
+
+    As in transformers, an index is read where there is no model.safetensors: it may be older than that.
+    """
+    paths = [folder / "model.safetensors"]
+    if not paths[0].is_file() and (folder / INDEX).is_file():
+        listed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise KodaError(f"{folder / INDEX} has no weight_map.")
+        paths = [folder / name for name in sorted(set(listed.values()))]
     if missing := [path for path in paths if not path.is_file()]:
         pickled = ", which is pickled and not opened" if list(folder.glob("*.bin")) else ""
         raise KodaError(f"{missing[0]} is not there{pickled}. A model is read from safetensors.")
     return paths
 
 
+def visible(folder: Path) -> list[Path]:
+    """All safetensors files of a folder, without those that macOS writes beside them (`._model.safetensors`)."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+
+
+def headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and the type (`F32`) of each tensor of a model's folder."""
+    facts: dict[str, tuple[tuple[int, ...], str]] = {}
+    for path in files(folder):
+        with whole(path), safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dict)
+                part = file.get_slice(name)
+                facts[name] = tuple(part.get_shape()), part.get_dtype()
+    return facts
+
+
 def read(folder: Path) -> Iterator[Named]:
     """Each tensor of a model's folder, in its own type. Raises KodaError for a file that is not whole."""
     for path in files(folder):
-        try:
-            with safe_open(path, "numpy") as file:
-                for name in file.keys():  # noqa: SIM118  (it is no dict)
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise KodaError(f"{path} cannot be read as safetensors: {error}") from None
+        with whole(path), safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dict)
+                yield name, file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Raises KodaError, with the file's path, for one that cannot be read."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:  # mlx raises the latter
+        raise KodaError(f"{path} cannot be read as safetensors: {error}") from None

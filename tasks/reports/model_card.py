@@ -46,13 +46,13 @@ def card(
     use = format_.usage.format(where=where, name=name, question=QUESTION, file=first.name)
     shape = read_json(model / "weights/COMMIT.json")["config"]
     data = ModelCardData(
-        language="en",
+        language=[*about.language] or None,
         license=about.license,
         library_name=format_.library,
         tags=["koda"],
         pipeline_tag="text-generation",
         datasets=[hub.named(source).name for source in sources(tokens) if source.startswith(hub.PREFIX)] or None,
-        base_model=where.removesuffix(format_.suffix) if format_.suffix and "/" in where else None,
+        base_model=where.removesuffix(format_.suffix) if format_.suffix and "/" in where else about.base_model or None,
         model_name=name,
         eval_results=_results(scores.figures),
     )

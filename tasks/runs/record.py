@@ -43,11 +43,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = read_json(path)
         if isinstance(record, dict) and all(isinstance(record.get(name, {}), dict) for name in TABLES):
             return record
-        raise ValueError("it is not the record of a stage")
+        raise KodaError(f"{path} is not the record of a stage")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise KodaError(f"{path} is damaged: {error}. Without that file, `koda run` builds the stage again.") from None
+    except KodaError as error:
+        raise KodaError(f"{error}. Without that file, `koda run` builds the stage again.") from None
 
 
 def read_built(run_folder: Path, stage: str) -> Built[Any] | None:

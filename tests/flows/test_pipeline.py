@@ -58,12 +58,13 @@ def test_adapter_in_peft_equals_the_merged_model(finished_run: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from model import weights
+    from model.data import tokenizer as tokenizers
     from model.export.formats import hf
 
     hf.write(
         finished_run / "base-hf",
         weights.read(finished_run / "checkpoint/weights"),
-        finished_run / "tokenize/tokenizer.json",
+        tokenizers.load(str(finished_run / "tokenize/tokenizer.json")),
         "float32",
     )
     base = AutoModelForCausalLM.from_pretrained(finished_run / "base-hf")

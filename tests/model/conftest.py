@@ -21,9 +21,9 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, 
     model = Llama(shape, rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda p: p * 6 if p.ndim > 1 else p, nnx.state(model, nnx.Param)))
     weights.save(folder / "weights", model)
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
     writer = ShardWriter(folder / "heldout", 512, 10_000)
-    writer.add(tokenizers.encode_plain(tokenizer, [prose[:20_000]])[0])
+    writer.add(vocabulary.plain(prose[:20_000]))
     writer.close()
     return folder
 

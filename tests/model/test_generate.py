@@ -14,20 +14,20 @@ def test_generation_with_a_cache_equals_generation_without_one(model: Llama) -> 
     ids = list(prompt)
     for _ in range(12):
         ids.append(int(model(np.asarray([ids]))[0, -1].argmax()))
-    assert list(Generator(model)(prompt, -1, Sampling(limit=12))) == ids[3:]
+    assert list(Generator(model)(prompt, (), Sampling(limit=12))) == ids[3:]
 
 
 def test_generation_ends_at_the_stop_token_the_limit_and_the_full_context(model: Llama) -> None:
     generate = Generator(model)
-    tokens = list(generate([5], -1, Sampling(limit=10)))
+    tokens = list(generate([5], (), Sampling(limit=10)))
     assert len(tokens) == 10
-    assert list(generate([5], tokens[3], Sampling(limit=10))) == tokens[: tokens.index(tokens[3]) + 1]
-    assert len(list(generate([5] * 60, -1, Sampling(limit=100)))) == 4  # the context has 64 positions
+    assert list(generate([5], [tokens[3]], Sampling(limit=10))) == tokens[: tokens.index(tokens[3]) + 1]
+    assert len(list(generate([5] * 60, (), Sampling(limit=100)))) == 4  # the context has 64 positions
 
 
 def test_the_same_seed_gives_the_same_tokens(model: Llama) -> None:
     generate = Generator(model)
-    first, again, other = (list(generate([5], -1, Sampling(limit=8, temperature=1.0, seed=seed))) for seed in (1, 1, 2))
+    first, again, other = (list(generate([5], (), Sampling(limit=8, temperature=1.0, seed=seed))) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -69,5 +69,5 @@ def test_sampled_tokens_have_the_probabilities_of_transformers(settings: dict[st
 def test_repetition_penalty_covers_the_prompt_and_the_generated_tokens(model: Llama) -> None:
     """The penalty is larger than any logit, so that no token occurs twice."""
     prompt = [7, 7, 2]
-    tokens = list(Generator(model)(prompt, -1, Sampling(limit=40, repetition_penalty=1e9)))
+    tokens = list(Generator(model)(prompt, (), Sampling(limit=40, repetition_penalty=1e9)))
     assert len({*prompt, *tokens}) == 2 + len(tokens)

@@ -22,7 +22,7 @@ from model.llama import Cache, Llama
 
 
 def in_transformers(model: Llama) -> LlamaForCausalLM:
-    theirs = LlamaForCausalLM(HFConfig(**to_hf_config(model.config, 0, "float32"))).eval()
+    theirs = LlamaForCausalLM(HFConfig(**to_hf_config(model.config, "float32"))).eval()
     tensors = {n: torch.tensor(np.asarray(t)) for n, t in to_hf(nnx.to_pure_dict(nnx.state(model, nnx.Param)))}
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}

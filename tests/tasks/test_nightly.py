@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from model import weights
+from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.evaluation import suite
 from model.evaluation.regression import Compared, compare
@@ -32,7 +33,7 @@ def trained(finished_run: Path) -> Path:
     published = finished_run / "publish/hf"
     shutil.rmtree(published)
     base = weights.read(finished_run / "checkpoint/weights")
-    hf.write(published, base, finished_run / "tokenize/tokenizer.json", "float32")
+    hf.write(published, base, tokenizers.load(str(finished_run / "tokenize/tokenizer.json")), "float32")
     write_checksums(published)
     return finished_run
 

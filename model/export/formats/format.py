@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.export.about import About
 from model.export.runtime import Runtime
@@ -16,7 +17,7 @@ class Source(NamedTuple):
     """The model that is exported."""
 
     model: Stored
-    tokenizer: Path
+    vocabulary: Vocabulary
     about: About
 
 

@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +72,7 @@ class LlamaCpp:
     def greedy(self, ids: list[int], count: int) -> list[int]:
         asked = {"n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         reply = self._post("/completion", {"prompt": ids, **asked})
-        return reply["tokens"] + (list(self.ends()) if reply["stop_type"] == "eos" else [])
+        return reply["tokens"]
 
     def tokenize(self, text: str) -> list[int]:
         return self._post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
@@ -80,10 +80,13 @@ class LlamaCpp:
     def prompt(self, messages: list[chat.Message]) -> str:
         return self._post("/apply-template", {"messages": messages})["prompt"]
 
-    def ends(self) -> set[int]:
-        with urllib.request.urlopen(f"{self.server.listening_address}/props", timeout=120) as reply:
-            end = json.load(reply)["eos_token"]
-        return set(self._post("/tokenize", {"content": end, "add_special": False, "parse_special": True})["tokens"])
+    def ends(self, of: Collection[int]) -> set[int]:
+        # The server names one of them, and knows more: by their texts, too.
+        return {token for token in of if self._forced(token)["stop_type"] == "eos"}
+
+    def _forced(self, token: int) -> Any:
+        asked = {"n_predict": 2, "temperature": 0, "logit_bias": [[token, 1e6]], "cache_prompt": False}
+        return self._post("/completion", {"prompt": [self.letter], **asked})
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
         asked = {
@@ -152,7 +155,8 @@ then in the list under *Select a model to load*. The chat template and the end o
             yield Export(f"{self.name}/{path.name}", self.name, self.variants[variant].bits)
         unquantised.unlink(missing_ok=True)
         smallest = min(variants, key=lambda variant: self.variants[variant].bits)
-        text = chat.modelfile(f"{name}-{smallest}.gguf", source.model.config.max_position_embeddings)
+        context = source.model.config.max_position_embeddings
+        text = chat.modelfile(source.vocabulary, f"{name}-{smallest}.gguf", context)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
 
     def read(self, path: Path) -> Stored:

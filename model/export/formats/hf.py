@@ -1,16 +1,15 @@
 """The Hugging Face folder: safetensors and the files that transformers 4 and 5 both read."""
 
-import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import Tokenizer
+import numpy as np
 
+from model.config import LlamaConfig
 from model.data import chat
-from model.data.chat import TEMPLATE
-from model.data.tokenizer import END_OF_TEXT, end_of_text
+from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
@@ -21,19 +20,23 @@ from model.files import read_json, write_json
 from model.sampling import Sampling
 from model.stored import Stored
 
+UNUSED = "rotary_emb.inv_freq"  # old exports carry the rotary frequencies, which add nothing
 
-def write(folder: Path, model: Stored, tokenizer_file: Path, dtype: str, shard: int = tensors.SHARD) -> None:
-    """Write a model and its tokenizer to `folder`; `dtype` is a number type or `auto`, the one it is stored in."""
+
+def write(folder: Path, model: Stored, vocabulary: Vocabulary, dtype: str, shard: int = tensors.SHARD) -> None:
+    """Write a model and its vocabulary to `folder`; `dtype` is a number type or `auto`, the one it is stored in."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors.write(folder, list(to_hf(model.params)), dtype, shard)
-    end = end_of_text(Tokenizer.from_file(str(tokenizer_file)))
-    stored = model.params["embedding"].dtype.name
-    write_json(folder / "config.json", to_hf_config(model.config, end, stored if dtype == "auto" else dtype))
-    write_json(
-        folder / "generation_config.json",
-        {"_from_model_config": True, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
-    )
-    write_tokenizer(folder, tokenizer_file, model.config.max_position_embeddings)
+    stored, special = model.params["embedding"].dtype.name, vocabulary.special
+    tokens = {
+        "bos_token_id": special.bos,
+        "eos_token_id": special.stops[0] if len(special.stops) == 1 else list(special.stops),
+        "pad_token_id": special.pad,
+    }
+    named = {name: token for name, token in tokens.items() if token is not None}
+    write_json(folder / "config.json", to_hf_config(model.config, stored if dtype == "auto" else dtype) | named)
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **named})
+    write_tokenizer(folder, vocabulary, model.config.max_position_embeddings)
 
 
 def read(folder: Path) -> Stored:
@@ -41,52 +44,64 @@ def read(folder: Path) -> Stored:
 
     Raises KodaError, by name, for what Koda cannot represent, and for tensors that are missing or of another shape.
     """
+    shape, _ = check(folder)
+    named = {name: tensor for name, tensor in tensors.read(folder) if not name.endswith(UNUSED)}
+    if shape.tie_word_embeddings and (head := named.pop("lm_head.weight", None)) is not None:
+        embedding = named.get("model.embed_tokens.weight")
+        if embedding is None or not np.array_equal(head, embedding):
+            raise KodaError(
+                f"{folder}: lm_head.weight differs from model.embed_tokens.weight, and config.json has "
+                "tie_word_embeddings = true. Set it to false there to keep that head."
+            )
+    return Stored(shape, from_hf(named, shape.num_hidden_layers))
+
+
+def check(folder: Path) -> tuple[LlamaConfig, str]:
+    """The shape of the model in a folder, and the type of its embedding, from the headers of its files alone.
+
+    Raises KodaError as `read` does, but for numbers.
+    """
     if not (folder / "config.json").is_file():
         raise KodaError(f"{folder} is no Hugging Face model: it has no config.json.")
     shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
     expected_shapes = shapes(shape)
-    named = {name: tensor for name, tensor in tensors.read(folder) if name in expected_shapes or _matters(name)}
-    if unknown := named.keys() - expected_shapes.keys():
+    named = {name: fact for name, fact in tensors.headers(folder).items() if not name.endswith(UNUSED)}
+    unknown = named.keys() - expected_shapes.keys() - ({"lm_head.weight"} if shape.tie_word_embeddings else set())
+    if unknown:
         raise KodaError(f"{folder}: {sorted(unknown)[0]} has no place in a LlamaForCausalLM as Koda computes it.")
+    types = {stored: name for name, stored in tensors.TYPES.items()}
     for name, expected in expected_shapes.items():
         if name not in named:
             raise KodaError(f"{folder}: {name} is missing.")
-        if named[name].shape != expected:
-            raise KodaError(f"{folder}: {name} is {named[name].shape}, config.json has {expected}.")
-        if named[name].dtype.name not in tensors.TYPES:
-            raise KodaError(f"{folder}: {name} is {named[name].dtype}; Koda reads {', '.join(tensors.TYPES)}.")
-    return Stored(shape, from_hf(named, shape.num_hidden_layers))
+        actual, type_ = named[name]
+        if actual != expected:
+            raise KodaError(f"{folder}: {name} is {actual}, config.json has {expected}.")
+        if type_ not in types:
+            raise KodaError(f"{folder}: {name} is {type_}; Koda reads {', '.join(tensors.TYPES)}.")
+    return shape, types[named["model.embed_tokens.weight"][1]]
 
 
-def _matters(name: str) -> bool:
-    """Old exports carry the rotary frequencies, and some a copy of a tied head; neither adds anything."""
-    return not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
-
-
-def write_tokenizer(folder: Path, tokenizer_file: Path, context: int) -> None:
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
     """The tokenizer's files. Written by hand: transformers 5 names a tokenizer class that transformers 4 refuses."""
-    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+    vocabulary.write_tokenizer(folder)
+    special, template = vocabulary.special, chat.template(vocabulary)
+    by_role = {"bos": special.bos, "eos": special.stops[0], "pad": special.pad, "unk": special.unknown}
+    named = {f"{role}_token": vocabulary.text_of(token) for role, token in by_role.items() if token is not None}
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
-            "pad_token": END_OF_TEXT,
-            "unk_token": END_OF_TEXT,
+            **named,
             "additional_special_tokens": [],
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
             "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
-            "chat_template": TEMPLATE,
+            "chat_template": template,
         },
     )
-    write_json(
-        folder / "special_tokens_map.json",
-        dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT),
-    )
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    write_json(folder / "special_tokens_map.json", named)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 class Transformers:
@@ -109,17 +124,18 @@ class Transformers:
     def greedy(self, ids: list[int], count: int) -> list[int]:
         inputs = self.torch.tensor([ids])
         settings = {"attention_mask": self.torch.ones_like(inputs), "do_sample": False, "max_new_tokens": count}
-        return self.model.generate(inputs, **settings)[0, len(ids) :].tolist()
+        tokens = self.model.generate(inputs, **settings)[0, len(ids) :].tolist()
+        return tokens[:-1] if tokens[-1] in self.ends(tokens[-1:]) else tokens
 
     def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
 
     def prompt(self, messages: list[chat.Message]) -> str:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def ends(self) -> set[int]:
+    def ends(self, of: Collection[int]) -> set[int]:
         ends = self.model.generation_config.eos_token_id
-        return set(ends if isinstance(ends, list) else () if ends is None else (ends,))
+        return set(of) & set(ends if isinstance(ends, list) else [ends])
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
         from transformers import TextIteratorStreamer
@@ -148,7 +164,7 @@ class Transformers:
         worker.join()
         if isinstance(ended[0], Exception):
             raise ended[0]
-        return int(ended[0][0, -1]) == self.tokenizer.eos_token_id
+        return bool(self.ends([int(ended[0][0, -1])]))
 
 
 class HuggingFace(Format):
@@ -168,7 +184,7 @@ print(chat(question, max_new_tokens=100)[0]["generated_text"][-1]["content"])
 
     def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
         (dtype,) = variants
-        write(out / self.name, source.model, source.tokenizer, dtype)
+        write(out / self.name, source.model, source.vocabulary, dtype)
         stored = source.model.params["embedding"].dtype.name if dtype == "auto" else dtype
         yield Export(self.name, self.name, self.variants[stored].bits)
 

@@ -4,12 +4,15 @@ Letters in names: T time, V vocabulary.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from model.data import chat
+from model.errors import KodaError
+from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.hf_config import from_hf_config
 from model.export.names import from_hf, shapes
@@ -40,21 +43,42 @@ def read(folder: Path) -> Stored:
     import mlx.core as mx
 
     raw = read_json(folder / "config.json")
-    how = raw.pop("quantization", None)
+    how = raw.pop("quantization", None) or {}
     raw.pop("quantization_config", None)
     shape = from_hf_config(raw, str(folder / "config.json"))
     parts: dict[str, mx.array] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        parts |= mx.load(str(path))  # type: ignore[arg-type]
-    tensors: dict[str, np.ndarray] = {}
-    for name in shapes(shape):
+    for path in tensors.visible(folder):
+        with tensors.whole(path):
+            parts |= mx.load(str(path))  # type: ignore[arg-type]
+    named: dict[str, np.ndarray] = {}
+    for name, expected in shapes(shape).items():
+        if name not in parts:
+            raise KodaError(f"{folder}: {name} is missing.")
         module = name.removesuffix(".weight")
         array = parts.pop(name)
         if f"{module}.scales" in parts:
-            scales, biases = (parts.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
-            array = mx.dequantize(array, scales, biases, group_size=how["group_size"], bits=how["bits"])
-        tensors[name] = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
-    return Stored(shape, from_hf(tensors, shape.num_hidden_layers))
+            array = _dequantised(array, parts, module, how, folder)
+        if tuple(array.shape) != expected:
+            raise KodaError(f"{folder}: {name} is {tuple(array.shape)}, config.json has {expected}.")
+        named[name] = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+    return Stored(shape, from_hf(named, shape.num_hidden_layers))
+
+
+def _dequantised(array: Any, parts: dict[str, Any], module: str, how: dict[str, Any], folder: Path) -> Any:
+    """A quantised matrix as float32; `how` has a layer's own bits under its name. Raises KodaError for other modes."""
+    import mlx.core as mx
+
+    own = how.get(module)
+    chosen = {**how, **own} if isinstance(own, dict) else how
+    if (mode := chosen.get("mode", "affine")) != "affine":
+        raise KodaError(f"{folder}: {module} is quantised as {mode!r}; Koda reads mlx-lm's `affine`.")
+    if f"{module}.biases" not in parts:
+        raise KodaError(f"{folder}: {module}.biases is missing.")
+    scales, biases = (parts.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+    try:
+        return mx.dequantize(array, scales, biases, group_size=chosen["group_size"], bits=chosen["bits"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise KodaError(f"{folder}: {module} cannot be dequantised as config.json has it: {error}") from None
 
 
 class MlxLm:
@@ -77,19 +101,19 @@ class MlxLm:
 
         tokens: list[int] = []
         for token, _ in generate_step(self.mx.array(ids), self.model, max_tokens=count):
-            tokens.append(int(token))
-            if tokens[-1] in self.ends():
+            if int(token) in self.tokenizer.eos_token_ids:
                 break
+            tokens.append(int(token))
         return tokens
 
     def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer._tokenizer(text, split_special_tokens=True)["input_ids"]
+        return self.tokenizer._tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
 
     def prompt(self, messages: list[chat.Message]) -> str:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def ends(self) -> set[int]:
-        return set(self.tokenizer.eos_token_ids)
+    def ends(self, of: Collection[int]) -> set[int]:
+        return set(of) & set(self.tokenizer.eos_token_ids)
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler

@@ -18,13 +18,16 @@ class Counting:
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def prompt(self, messages: list[chat.Message]) -> str:
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> Generator[str, None, bool]:
         yield from (str(len(messages)), "!")
         return True
 
 
 def test_oldest_turns_are_dropped_when_the_context_is_full() -> None:
-    size = len(chat.prompt([{"role": "user", "content": "Question 0"}]))
+    size = len(Counting().prompt([{"role": "user", "content": "Question 0"}]))
     conversation = Conversation(Counting(), context=size + 40 + 60, sampling=Sampling(limit=40))
     answers = ["".join(conversation.ask(f"Question {turn}")) for turn in range(5)]
     assert answers == ["1!", "3!", "3!", "3!", "3!"] and conversation.forgotten == 3

@@ -9,6 +9,7 @@ import pytest
 from flows.cli.main import main
 from model.files import lock_file
 from tasks.runs.paths import root
+from tests.flows.cli.test_import_model import random_model
 from tests.pipeline import KODA
 
 
@@ -28,9 +29,9 @@ def koda(*arguments: str, folder: Path, **environment: str) -> subprocess.Comple
         ("run.toml", 'preset = "t\xff"', "cannot be read: 'utf-8' codec"),
         ("run.toml", "tokenize = 3", "tokenize = 3; it takes a section"),
         ("run.toml", "preset = 3", "preset = 3; it takes a name"),
-        ("tokenize/stage.json", "[]", "is damaged: it is not the record of a stage"),
-        ("tokenize/stage.json", '{"key": ', "is damaged: Expecting value: line 1 column 9"),
-        ("tokenize/stage.json", "", "is damaged: Expecting value: line 1 column 1"),
+        ("tokenize/stage.json", "[]", "is not the record of a stage"),
+        ("tokenize/stage.json", '{"key": ', "is not JSON: Expecting value: line 1 column 9"),
+        ("tokenize/stage.json", "", "is not JSON: Expecting value: line 1 column 1"),
     ],
 )
 @pytest.mark.parametrize("command", [["status", "r"], ["report", "r"], ["report", "r", "r"], ["run", "--name", "r"]])
@@ -95,12 +96,15 @@ def test_folder_of_runs_that_cannot_be_written_is_named(
     runs: str,
     cause: str,
     command: list[str],
+    tokenizer_file: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     Path("link").symlink_to("nowhere")
     Path("file").touch()
     monkeypatch.setenv("KODA_RUNS", runs)
+    if "model" in command:
+        random_model(tmp_path / "model", tokenizer_file)
     assert main(command) == 1
     assert capsys.readouterr().err == (
         f"koda: runs cannot be written to {runs}: {cause}. Set KODA_RUNS to a folder that you can write to.\n"

@@ -11,6 +11,7 @@ from model.figures import CorpusFigures
 Prepare = Callable[..., CorpusFigures]
 PLAIN = {
     "tokenizer": "train",
+    "template": "own",
     "vocab_size": 300,
     "text_column": "text",
     "encoding": "",

@@ -20,18 +20,18 @@ OLD, NEW = 32, 64
 @pytest.fixture
 def stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> Path:
     """The output of tokenize and sft: long and short documents in several shards, and packed conversations."""
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    end = tokenizers.end_of_text(tokenizer)
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    end = vocabulary.end
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     writer = ShardWriter(tmp_path / "train", 512, 2000)
-    ids = tokenizers.encode_plain(tokenizer, [prose[:40_000]])[0]
+    ids = vocabulary.plain(prose[:40_000])
     for number in range(30):
         writer.add([*ids[number * 300 : number * 300 + (200 if number % 3 else 10)], end])
     writer.close()
     rows = Rows(tmp_path / "chat/train", 512, OLD, end)
     for number in range(40):
         rows.add(
-            encode(tokenizer, [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "Yes."}])
+            encode(vocabulary, [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "Yes."}])
         )
     rows.close()
     return tmp_path
@@ -45,16 +45,17 @@ def counts_of(stages: Path, **changes: object) -> AdaptationFigures:
 def test_rows_are_long_documents_and_complete_conversations(stages: Path, tokenizer_file: Path) -> None:
     counts = counts_of(stages)
     assert counts.long_rows == 30 and 8 <= counts.chat_rows <= 10
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    decode = vocabulary.tokenizer.decode
     batches = Batches(stages / "out", batch_size=1, sequence_length=NEW, seed=0)
     assert batches.rows == counts.long_rows + counts.chat_rows
     for row in range(batches.rows):
         batch = batches.take(np.array([row]))
-        text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
+        text = decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
         if row < counts.long_rows:
             assert batch.weights_BT.all() and len(set(batch.segments_BT[0].tolist())) == 1
         else:
-            answers = tokenizer.decode(batch.targets_BT[0][batch.weights_BT[0] > 0].tolist(), skip_special_tokens=False)
+            answers = decode(batch.targets_BT[0][batch.weights_BT[0] > 0].tolist(), skip_special_tokens=False)
             assert text.startswith("### User:") and set(answers.split("<|endoftext|>")) == {"Yes.", ""}
             assert len(set(batch.segments_BT[0].tolist())) > 1
 

@@ -19,10 +19,11 @@ TALK = [
 
 
 def test_only_answers_and_their_end_tokens_are_trained(tokenizer_file: Path) -> None:
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    ids, trained = chat.encode(tokenizer, TALK)
-    answers = tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if t], skip_special_tokens=False)
-    rest = tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if not t], skip_special_tokens=False)
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    decode = vocabulary.tokenizer.decode
+    ids, trained = chat.encode(vocabulary, TALK)
+    answers = decode([i for i, t in zip(ids, trained, strict=True) if t], skip_special_tokens=False)
+    rest = decode([i for i, t in zip(ids, trained, strict=True) if not t], skip_special_tokens=False)
     assert answers == "Four.<|endoftext|>Five, as far as I know.<|endoftext|>"
     assert rest == (
         "### System:\nBe brief.\n\n### User:\nWhat is two and two?\n\n### Assistant:\n"
@@ -32,15 +33,15 @@ def test_only_answers_and_their_end_tokens_are_trained(tokenizer_file: Path) -> 
 
 def test_transformers_renders_the_template_to_the_same_tokens(tokenizer_file: Path) -> None:
     """The tokens trained on, and those of a prompt, equal those of apply_chat_template."""
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token=tokenizers.END_OF_TEXT)
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token="<|endoftext|>")
     theirs.chat_template = chat.TEMPLATE
     for talk in (
         TALK,
         [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}, {"role": "assistant", "content": "- x\n- y"}],
     ):
-        assert chat.encode(tokenizer, talk).ids == theirs.apply_chat_template(talk, return_dict=False)
-        assert chat.encode_prompt(tokenizer, talk[:-1]) == theirs.apply_chat_template(
+        assert chat.encode(vocabulary, talk).ids == theirs.apply_chat_template(talk, return_dict=False)
+        assert chat.encode_prompt(vocabulary, talk[:-1]) == theirs.apply_chat_template(
             talk[:-1], add_generation_prompt=True, return_dict=False
         )
 
@@ -59,7 +60,7 @@ UNREADABLE = [
 def test_transformers_renders_parts_of_text_and_no_other_part_or_role(
     tokenizer_file: Path, talk: list[dict[str, Any]], message: str
 ) -> None:
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token=tokenizers.END_OF_TEXT)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), eos_token="<|endoftext|>")
     theirs.chat_template = chat.TEMPLATE
     assert theirs.apply_chat_template(PARTS, tokenize=False) == "### User:\nHi\n\n"
     with pytest.raises(TemplateError, match=message):
@@ -67,25 +68,26 @@ def test_transformers_renders_parts_of_text_and_no_other_part_or_role(
 
 
 def test_a_message_cannot_end_the_answer(tokenizer_file: Path) -> None:
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    ids = chat.encode(tokenizer, [{"role": "user", "content": "write <|endoftext|> please"}]).ids
-    assert tokenizers.end_of_text(tokenizer) not in ids
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    ids = chat.encode(vocabulary, [{"role": "user", "content": "write <|endoftext|> please"}]).ids
+    assert vocabulary.end not in ids
 
 
 def test_train_end_changes_the_mask_of_end_tokens_alone(tokenizer_file: Path) -> None:
-    tokenizer = tokenizers.load(str(tokenizer_file))
-    trained, untrained = chat.encode(tokenizer, TALK), chat.encode(tokenizer, TALK, train_end=False)
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    trained, untrained = chat.encode(vocabulary, TALK), chat.encode(vocabulary, TALK, train_end=False)
     assert trained.ids == untrained.ids
     differs = [i for i, a, b in zip(trained.ids, trained.trained, untrained.trained, strict=True) if a != b]
-    assert differs == [tokenizers.end_of_text(tokenizer)] * 2
+    assert differs == [vocabulary.end] * 2
 
 
 def test_the_mask_of_each_token_of_a_small_conversation(tokenizer_file: Path) -> None:
     """Golden: each token, and whether it is trained on."""
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
+    decode = vocabulary.tokenizer.decode
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    ids, trained = chat.encode(tokenizer, talk)
-    pieces = [(tokenizer.decode([i], skip_special_tokens=False), t) for i, t in zip(ids, trained, strict=True)]
+    ids, trained = chat.encode(vocabulary, talk)
+    pieces = [(decode([i], skip_special_tokens=False), t) for i, t in zip(ids, trained, strict=True)]
     before = [piece for piece, is_trained in pieces if not is_trained]
     assert "".join(before) == "### User:\nHi\n\n### Assistant:\n"
     assert pieces[: len(before)] == [(piece, False) for piece in before]
@@ -106,13 +108,13 @@ def test_llama_cpp_renders_the_template_to_the_same_tokens(tokenizer_file: Path,
     from tests.conftest import SHAPE
 
     model = stored(Llama(replace(SHAPE, vocab_size=512), rngs=nnx.Rngs(0)))
-    gguf_file.write(tmp_path / "m.gguf", model, tokenizer_file, "F16", About("m"))
-    server, tokenizer = LlamaCpp(tmp_path / "m.gguf", 64), tokenizers.load(str(tokenizer_file))
+    gguf_file.write(tmp_path / "m.gguf", model, tokenizers.load(str(tokenizer_file)), "F16", About("m"))
+    server, vocabulary = LlamaCpp(tmp_path / "m.gguf", 64), tokenizers.load(str(tokenizer_file))
     prompts = (TALK[:2], TALK[:4], [{"role": "user", "content": "1\n\n2  \t3 — ¿é? 👍"}])
     for talk in prompts:
         text = server._post("/apply-template", {"messages": talk})["prompt"]
         ids = server._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
-        assert ids == chat.encode_prompt(tokenizer, talk)
+        assert ids == chat.encode_prompt(vocabulary, talk)
     assert server._post("/apply-template", {"messages": PARTS})["prompt"].startswith("### User:\nHi\n\n")
     for talk, message in (UNREADABLE[0], UNREADABLE[-1]):
         with pytest.raises(HTTPError) as raised:

@@ -121,19 +121,19 @@ def test_packing_keeps_conversations_complete(tmp_path: Path, tokenizer_file: Pa
     rows = [*dolly(60), {"instruction": "Long?", "response": "word " * 300}]
     counts = packed(write_rows(tmp_path / "rows.jsonl", rows), 160)
     assert counts.too_long == 1 and counts.conversations + counts.heldout_conversations == 60
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
     batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=160, seed=0)
     answers = 0
     for row in range(batches.rows):
         batch = batches.take(np.array([row]))
-        text = tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
+        text = vocabulary.tokenizer.decode(batch.inputs_BT[0].tolist(), skip_special_tokens=False)
         assert text.startswith("### User:\nQuestion")
         trained = batch.targets_BT[0][batch.weights_BT[0] > 0].tolist()
-        pieces = tokenizer.decode(trained, skip_special_tokens=False).split("<|endoftext|>")
+        pieces = vocabulary.tokenizer.decode(trained, skip_special_tokens=False).split("<|endoftext|>")
         assert pieces[-1] == "" and all(piece.startswith("Answer") for piece in pieces[:-1])
         for segment in set(batch.segments_BT[0].tolist()):
             ids = batch.inputs_BT[0][batch.segments_BT[0] == segment].tolist()
-            content = tokenizer.decode(ids, skip_special_tokens=False)
+            content = vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
             assert (content.startswith("### User:") and content.count("### User:") == 1) or set(ids) == {0}
         answers += len(pieces) - 1
     assert answers == counts.conversations
@@ -195,9 +195,11 @@ def test_a_weight_repeats_a_source_or_selects_a_share_of_it(tmp_path: Path, toke
         tmp_path / "other.jsonl", [{"instruction": f"Other {n}?", "response": "Yes."} for n in range(80)]
     )
     packed({str(one): 3.0, str(other): 0.5})
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
     batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
-    text = "".join(tokenizer.decode(batches.take(np.array([row])).inputs_BT[0].tolist()) for row in range(batches.rows))
+    text = "".join(
+        vocabulary.tokenizer.decode(batches.take(np.array([row])).inputs_BT[0].tolist()) for row in range(batches.rows)
+    )
     times = [text.count(f"Question {n}?") for n in range(20)]
     heldout = [line["messages"][0]["content"] for line in read_json(tmp_path / "out/prompts.json")]
     assert times == [0 if f"Question {n}?" in heldout else 3 for n in range(20)]
@@ -236,7 +238,9 @@ def test_a_message_that_is_marked_is_not_trained_and_not_asked_for(
     assert counts.unread == {"category": 40}
     batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=160, seed=0)
     batch = batches.take(np.arange(batches.rows))
-    trained = tokenizers.load(str(tokenizer_file)).decode(batch.targets_BT[batch.weights_BT > 0].tolist(), False)
+    trained = tokenizers.load(str(tokenizer_file)).tokenizer.decode(
+        batch.targets_BT[batch.weights_BT > 0].tolist(), False
+    )
     assert trained == "Right.<|endoftext|>" * counts.conversations
     assert {line["answer"] for line in read_json(tmp_path / "out/prompts.json")} == {"Right."}
 

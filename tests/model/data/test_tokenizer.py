@@ -15,8 +15,8 @@ def test_vocab_and_merges_give_the_same_tokenizer(tokenizer_file: Path, tmp_path
     (tmp_path / "merges.txt").write_text("\n".join(merges) + "\n")
     one, other = tokenizers.load(str(tmp_path)), tokenizers.load(str(tokenizer_file))
     texts = [*HARD, prose[:20_000]]
-    assert tokenizers.encode_plain(one, texts) == tokenizers.encode_plain(other, texts)
-    assert tokenizers.end_of_text(one) == tokenizers.end_of_text(other)
+    assert [*map(one.plain, texts)] == [*map(other.plain, texts)]
+    assert one.special == other.special
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {"type": "Unigram"}}'])

@@ -73,11 +73,11 @@ def test_items_come_from_documents_that_were_not_trained_on(
     share a paragraph.
     """
     heldout = [document.text for document in heldout_documents(tokens)]
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
     shards = Shards(tokens / "train")
     ids = shards.read(0, len(shards))[0]
-    ends = np.flatnonzero(ids == tokenizers.end_of_text(tokenizer))
-    trained = [tokenizer.decode(part.tolist()) for part in np.split(ids, ends + 1)[:-1]]
+    ends = np.flatnonzero(ids == vocabulary.end)
+    trained = [vocabulary.tokenizer.decode(part.tolist()) for part in np.split(ids, ends + 1)[:-1]]
     files = {path.read_text() for path in (tokens / "text").iterdir()}
     assert {*heldout, *trained} == files and len(heldout) + len(trained) == len(files) and len(trained) > 20
     for name, items in tasks.items():
@@ -114,5 +114,5 @@ def test_too_little_text_gives_no_items(unigram: Unigram) -> None:
 
 def test_unigram_probabilities_sum_to_one_and_a_text_is_their_product(unigram: Unigram, tokenizer_file: Path) -> None:
     assert np.exp(unigram.logprobs_V).sum() == pytest.approx(1.0)
-    ids = tokenizers.encode_plain(tokenizers.load(str(tokenizer_file)), [" the"])[0]
+    ids = tokenizers.load(str(tokenizer_file)).plain(" the")
     assert unigram(" the") == pytest.approx(unigram.logprobs_V[ids].sum())

@@ -27,7 +27,7 @@ def test_packed_scores_equal_those_of_single_rows(model: Llama) -> None:
 
 def test_a_continuation_is_greedy_where_greedy_decoding_generates_it(model: Llama) -> None:
     prompt = [3, 1, 4, 1, 5]
-    tokens = list(Generator(model)(prompt, -1, Sampling(limit=6)))
+    tokens = list(Generator(model)(prompt, (), Sampling(limit=6)))
     wrong = [*tokens[:-1], (tokens[-1] + 1) % 320]
     scores = Scorer(model)([(prompt, tokens), (prompt, wrong)])
     assert [s.greedy for s in scores] == [True, False] and scores[0].logprob > scores[1].logprob

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from model import weights
+from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.evaluation import standard
 from model.evaluation.figures import average
@@ -22,7 +23,7 @@ from model.figures import TaskFigures
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, saved_model: Path, tokenizer_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "hf"
-    hf.write(folder, weights.read(saved_model / "weights"), tokenizer_file, "auto")
+    hf.write(folder, weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
     return folder
 
 
@@ -73,8 +74,8 @@ def test_the_harness_generates_with_koda_until_a_stop_string(saved_model: Path, 
     from model.sampling import Sampling
 
     subject = open_model(saved_model / "weights", tokenizer_file)
-    tokens = list(Generator(subject.model)(subject.encode(["The "])[0], subject.prefix, Sampling(limit=20)))
-    whole = subject.tokenizer.decode(tokens)
+    tokens = list(Generator(subject.model)(subject.encode(["The "])[0], subject.vocabulary.stops, Sampling(limit=20)))
+    whole = subject.vocabulary.tokenizer.decode(tokens)
     stop = whole[len(whole) // 2 :][:3]
     requests = [
         Instance("generate_until", {}, ("The ", {"until": until, "max_gen_toks": 20}), 0) for until in ([], [stop])
@@ -94,7 +95,7 @@ def test_every_format_of_one_model_has_the_same_accuracies(
     opened, original = [], gguf_file.opened
     monkeypatch.setattr(gguf_file, "opened", lambda path: opened.append(path) or original(path))
     stored = weights.read(saved_model / "weights")
-    gguf_file.write(tmp_path / "m.gguf", stored, tokenizer_file, "F16", About("m"))
+    gguf_file.write(tmp_path / "m.gguf", stored, tokenizers.load(str(tokenizer_file)), "F16", About("m"))
     mlx.write(tmp_path / "mlx", exported, "fp16")
     items = standard.items(["arc_easy", "winogrande"], str(standard_items))
     accuracies = []
@@ -181,9 +182,9 @@ def test_a_tokenizer_of_another_model_is_refused(exported: Path, tmp_path: Path)
 
     for path in exported.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    tokenizers.train(iter(["other words altogether, and many of them: " * 3, *map(str, range(4000))]), 700).save(
-        str(tmp_path / "tokenizer.json")
-    )
+    tokenizers.train(
+        iter(["other words altogether, and many of them: " * 3, *map(str, range(4000))]), 700
+    ).write_tokenizer(tmp_path)
     with pytest.raises(KodaError, match="its tokenizer has 700 entries, the model 512"):
         open_model(tmp_path)
 

@@ -2,8 +2,8 @@
 
 import argparse
 import re
-import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from string import Formatter
@@ -29,6 +29,7 @@ from tasks.convert import LIMITS, Convert
 from tasks.publish import Publish, lay_out, repository, would_change
 from tasks.reports.status import closing_lines
 from tasks.runs.record import read_built
+from tests.conftest import SHAPE
 from tests.records import put, record_exports, write_record, write_run
 
 FIELDS = {"where", "name", "file", "question"}  # that a card fills into a format's `usage`
@@ -48,7 +49,7 @@ class Fake(Format):
     def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
         for variant in variants:
             weights.write(out / "fake" / variant / "weights", source.model)
-            shutil.copyfile(source.tokenizer, out / "fake" / variant / "tokenizer.json")
+            source.vocabulary.write_tokenizer(out / "fake" / variant)
             yield Export(f"fake/{variant}", "fake", self.variants[variant].bits)
 
     def read(self, path: Path) -> Stored:
@@ -122,9 +123,9 @@ def test_added_format_is_a_choice_of_the_convert_settings(fake: Fake) -> None:
     assert (
         settings().variants()[fake.name] == settings(formats=(fake.name,)).variants()[fake.name] == ("whole", "halved")
     )
-    misfit = settings(formats=(fake.name,)).misfit(hidden_size=64)
+    misfit = settings(formats=(fake.name,)).misfit(replace(SHAPE, hidden_size=64))
     assert all(part in misfit for part in ("hidden_size = 64", "48", "fake halved"))
-    assert not settings(formats=(fake.name,)).misfit(hidden_size=96)
+    assert not settings(formats=(fake.name,)).misfit(replace(SHAPE, hidden_size=96, intermediate_size=96, head_dim=24))
     with pytest.raises(ValidationError):
         Convert(formats=(fake.name,))  # made of the table without it
 

@@ -1,6 +1,7 @@
 """Imported models: read, exported unchanged, and refused by name where Koda computes something else."""
 
 import json
+import shutil
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model import arrays, weights
+from model.data import tokenizer as tokenizers
+from model.data.shards import Shards
 from model.errors import KodaError
 from model.export import adopt, gguf_file, tensors
 from model.export.about import About
 from model.export.formats import hf, mlx
+from model.export.names import to_hf
 from model.figures import CheckpointFigures
 from model.files import read_json, write_json
 from model.stored import Stored
@@ -57,7 +61,13 @@ def test_model_is_exported_unchanged(tmp_path: Path, tokenizer_file: Path, dtype
     figures = adopt.adopt(str(tmp_path / "original"), str(tokenizer_file), str(tmp_path / "weights"))
     assert figures.dtype == dtype
     back = weights.read(tmp_path / "weights")
-    hf.write(tmp_path / "exported", back, tokenizer_file, "auto", shard=100_000 if shard == "100KB" else tensors.SHARD)
+    hf.write(
+        tmp_path / "exported",
+        back,
+        tokenizers.load(str(tokenizer_file)),
+        "auto",
+        shard=100_000 if shard == "100KB" else tensors.SHARD,
+    )
     before, after = all_tensors(tmp_path / "original"), all_tensors(tmp_path / "exported")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
@@ -74,14 +84,32 @@ def test_model_is_exported_unchanged(tmp_path: Path, tokenizer_file: Path, dtype
         {"rope_type": "default", "rope_theta": 500.0},
         {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
         {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 24},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 24,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
     ],
 )
-def test_logits_equal_those_of_transformers(tmp_path: Path, rope: dict[str, Any]) -> None:
-    model = save_random(tmp_path, rope_parameters=rope, initializer_range=0.1)
+@pytest.mark.parametrize("kind", [{}, {"attention_bias": True, "mlp_bias": True, "head_dim": 32}])
+def test_logits_equal_those_of_transformers(tmp_path: Path, rope: dict[str, Any], kind: dict[str, Any]) -> None:
+    """With each way of scaling positions; also with biases and with heads of a size of their own."""
+    model = save_random(tmp_path, rope_parameters=rope, initializer_range=0.1, **kind)
+    with torch.no_grad():  # transformers begins with biases of zero
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(tmp_path)
     ids = np.arange(3, 93)[None]
     with torch.no_grad():
         expected = model(torch.tensor(ids)).logits.numpy()
-    np.testing.assert_allclose(np.asarray(weights.network(hf.read(tmp_path))(ids)), expected, atol=1e-4)
+    read = hf.read(tmp_path)
+    np.testing.assert_allclose(np.asarray(weights.network(read)(ids)), expected, atol=1e-4)
+    hf.tensors.write(tmp_path, list(to_hf(read.params)), "auto")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in all_tensors(tmp_path).items())
 
 
 def change(folder: Path, **fields: Any) -> None:
@@ -91,13 +119,13 @@ def change(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"attention_bias": True}, r"q_proj\.bias is missing"),
+        ({"mlp_bias": True}, r"gate_proj\.bias is missing"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*'silu'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope scaling.*'llama3'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' has no high_freq_factor"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling.*'dynamic'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast = 16"),
-        ({"head_dim": 32}, "head_dim = 32"),
+        ({"head_dim": 32}, r"q_proj\.weight is \(64, 64\), config.json has \(128, 64\)"),
         ({"model_type": "mistral"}, "mistral.*Koda reads LlamaForCausalLM"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight is missing"),
@@ -117,6 +145,28 @@ def test_biases_are_refused_though_config_json_does_not_mention_them(tmp_path: P
     change(tmp_path, attention_bias=False)
     with pytest.raises(KodaError, match=r"self_attn\.\w_proj\.bias has no place"):
         hf.read(tmp_path)
+
+
+def test_head_that_differs_from_a_tied_embedding_is_refused(tmp_path: Path) -> None:
+    """An equal copy is not: some old exports have one."""
+    save_random(tmp_path, tie_word_embeddings=True)
+    named = load_file(tmp_path / "model.safetensors")
+    named["lm_head.weight"] = named["model.embed_tokens.weight"].clone()
+    save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "head" not in hf.read(tmp_path).params
+    named["lm_head.weight"][3, 4] += 1e-3
+    save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KodaError, match=r"lm_head\.weight differs .*tie_word_embeddings"):
+        hf.read(tmp_path)
+
+
+def test_index_that_is_older_than_the_file_beside_it_is_not_read(tmp_path: Path) -> None:
+    save_random(tmp_path, shard="100KB")  # an older model, in several files
+    assert len(tensors.files(tmp_path)) > 1
+    named = {name: torch.full_like(tensor, 3.0) for name, tensor in all_tensors(tmp_path).items()}
+    save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert tensors.files(tmp_path) == [tmp_path / "model.safetensors"]
+    assert (hf.read(tmp_path).params["embedding"] == 3.0).all()
 
 
 def test_pickled_and_corrupt_files_are_not_opened(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -170,7 +220,7 @@ def test_more_tokens_than_rows_are_refused(tmp_path: Path, tokenizer_file: Path)
 
 def test_llama_takes_all_that_the_tokenizer_returns(tmp_path: Path, tokenizer_file: Path) -> None:
     """transformers 4 returns `token_type_ids` where the configuration allows it, and `generate` refuses them."""
-    hf.write_tokenizer(tmp_path, tokenizer_file, 96)
+    hf.write_tokenizer(tmp_path, tokenizers.load(str(tokenizer_file)), 96)
     names = read_json(tmp_path / "tokenizer_config.json")["model_input_names"]
     assert names == [*AutoTokenizer.from_pretrained(tmp_path)("a")]
     assert signature(LlamaForCausalLM.forward).parameters.keys() >= {*names}
@@ -179,7 +229,7 @@ def test_llama_takes_all_that_the_tokenizer_returns(tmp_path: Path, tokenizer_fi
 def relative_error(expected: Stored, read: Stored) -> float:
     """The largest of any tensor."""
     pairs = zip(jax.tree.leaves(expected.params), jax.tree.leaves(read.params), strict=True)
-    return max(float(np.linalg.norm(np.float32(b) - a) / np.linalg.norm(a)) for a, b in pairs)
+    return max(float(np.linalg.norm(np.float32(b) - a) / (np.linalg.norm(a) or 1)) for a, b in pairs)
 
 
 # Half a step, relative to the number (11 and 8 bits of mantissa) or to the largest of 32 numbers or a group of 64.
@@ -193,13 +243,13 @@ def test_exports_read_back_equal_the_model_but_for_rounding(
     model = weights.read(saved_model / "weights")
     if kind in gguf_file.TYPES:
         about = About("m", "me", "mit", "https://x", ("a", "b"))
-        gguf_file.write(tmp_path / "m.gguf", model, tokenizer_file, kind, about)
+        gguf_file.write(tmp_path / "m.gguf", model, tokenizers.load(str(tokenizer_file)), kind, about)
         back = gguf_file.read(tmp_path / "m.gguf")
         reader = gguf_file.opened(tmp_path / "m.gguf")
         keys = ("name", "author", "license", "url", "dataset.1.name")
         assert [gguf_file.value(reader, f"general.{key}") for key in keys] == ["m", "me", "mit", "https://x", "b"]
     else:
-        hf.write(tmp_path / "hf", model, tokenizer_file, "auto")
+        hf.write(tmp_path / "hf", model, tokenizers.load(str(tokenizer_file)), "auto")
         mlx.write(tmp_path / "mlx", tmp_path / "hf", kind)
         back = mlx.read(tmp_path / "mlx")
         for name in mlx.TOKENIZER_FILES:
@@ -208,24 +258,85 @@ def test_exports_read_back_equal_the_model_but_for_rounding(
     assert (most / 100 if most else 0) <= relative_error(model, back) <= most
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"quant_predicate": "mixed_4_6"}, ""), ({"q_mode": "mxfp4"}, "mxfp4")]
+)
+def test_mlx_folders_of_others_are_read_layer_by_layer_or_refused_by_mode(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    import mlx_lm
+
+    model = weights.read(saved_model / "weights")
+    hf.write(tmp_path / "hf", model, tokenizers.load(str(tokenizer_file)), "auto")
+    mlx_lm.convert(
+        str(tmp_path / "hf"),
+        str(tmp_path / "mlx"),
+        quantize=True,
+        q_group_size=32,
+        q_bits=4,
+        dtype="float16",
+        **settings,
+    )
+    if message:
+        with pytest.raises(KodaError, match=message):
+            mlx.read(tmp_path / "mlx")
+        return
+    config = read_json(tmp_path / "mlx/config.json")["quantization"]
+    assert {layer["bits"] for layer in config.values() if isinstance(layer, dict)} == {4, 6}
+    assert relative_error(model, mlx.read(tmp_path / "mlx")) < 0.2
+
+
+@pytest.mark.parametrize("damage", ["shortened", "no config", "no tensor"])
+def test_damaged_mlx_folder_is_refused_with_its_path(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path, damage: str
+) -> None:
+    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
+    mlx.write(tmp_path / "mlx", tmp_path / "hf", "4bit")
+    file = tmp_path / "mlx/model.safetensors"
+    (tmp_path / "mlx/._model.safetensors").write_bytes(b"macOS writes such files")
+    if damage == "shortened":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "no config":
+        (tmp_path / "mlx/config.json").write_text("{")
+    else:
+        import mlx.core as mx
+
+        mx.save_safetensors(str(file), {name: t for name, t in mx.load(str(file)).items() if "norm" not in name})
+    with pytest.raises(KodaError, match=str(tmp_path)):
+        mlx.read(tmp_path / "mlx")
+
+
 def test_tokenizer_of_a_gguf_file_read_back_is_the_same(
     saved_model: Path, tokenizer_file: Path, tmp_path: Path
 ) -> None:
+    from model.data import gguf_tokenizer
     from model.data import tokenizer as tokenizers
     from model.data.encoder import HARD
-    from model.export import gguf_tokenizer
 
-    gguf_file.write(tmp_path / "m.gguf", weights.read(saved_model / "weights"), tokenizer_file, "F16", About("m"))
+    gguf_file.write(
+        tmp_path / "m.gguf",
+        weights.read(saved_model / "weights"),
+        tokenizers.load(str(tokenizer_file)),
+        "F16",
+        About("m"),
+    )
     back = gguf_tokenizer.read(gguf_file.opened(tmp_path / "m.gguf"), tmp_path / "m.gguf")
     ours = tokenizers.load(str(tokenizer_file))
-    assert tokenizers.encode_plain(back, HARD) == tokenizers.encode_plain(ours, HARD)
-    assert tokenizers.end_of_text(back) == tokenizers.end_of_text(ours)
+    assert [*map(back.plain, HARD)] == [*map(ours.plain, HARD)]
+    assert back.end == ours.end and back.stops == ours.stops
 
 
 def test_imported_model_runs_through_the_other_stages(tmp_path: Path, tokenizer_file: Path, prose: str) -> None:
-    """koda import and koda run --from sft, as commands; weights that are not fine-tuned are exported unchanged."""
-    save_random(tmp_path / "original", "bfloat16")
-    (tmp_path / "original/tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    """koda import and koda run --from sft, as commands; weights that are not fine-tuned are exported unchanged.
+
+    The model has SentencePiece's vocabulary and a chat template, which the exports keep.
+    """
+    save_random(tmp_path / "original", "bfloat16", attention_bias=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(__file__).parents[2] / "data/tiny-spm" / name, tmp_path / "original")
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    (tmp_path / "original/chat_template.jinja").write_text(template)
     (tmp_path / "text").mkdir()
     for number, start in enumerate(range(0, 80_000, 4_000)):
         (tmp_path / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
@@ -235,10 +346,18 @@ def test_imported_model_runs_through_the_other_stages(tmp_path: Path, tokenizer_
     sets += ["extend.factor=1", "sft.answer_limit=5", "convert.mlx=[]", 'convert.gguf=["BF16"]']
     settings = [part for text in sets for part in ("--set", text)]
     printed = run(tmp_path, KODA, "import", "original", "--name", "other", *settings)
-    assert "koda run --name other --from sft" in printed
+    assert "koda run --name other --from sft" in printed and "its own; an answer ends with </s>" in printed
     run(tmp_path, KODA, "run", "--name", "other", "--from", "sft", "--until", "convert")
     before, after = all_tensors(tmp_path / "original"), all_tensors(tmp_path / "runs/other/convert/hf")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    exported = tmp_path / "runs/other/convert/hf"
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (exported / name).read_bytes() == (tmp_path / "original" / name).read_bytes()
+    assert read_json(exported / "config.json")["eos_token_id"] == 2
+    tokens = tokenizers.load(str(tmp_path / "runs/other/tokenize/tokenizer.json"))
+    assert tokens.special.begins and (tmp_path / "runs/other/tokenize/heldout/00000.npy").is_file()
+    stream = Shards(tmp_path / "runs/other/tokenize/heldout").read(0, 1)[0]
+    assert stream[0] == tokens.special.bos
     # bfloat16 is written as it is: both files hold the model's own numbers. llama.cpp rounds what it multiplies with
     # them to bfloat16 too; transformers computes in float32 here.
     back = gguf_file.read(tmp_path / "runs/other/convert/gguf/other-BF16.gguf")

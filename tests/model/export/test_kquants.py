@@ -19,6 +19,8 @@ from model.llama import Llama
 from tasks.convert import Convert
 from tests.conftest import SHAPE
 
+TINY = replace(SHAPE, hidden_size=192, intermediate_size=512, num_attention_heads=6, head_dim=32)
+
 
 def test_missing_quantiser_is_reported_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
@@ -29,8 +31,8 @@ def test_missing_quantiser_is_reported_with_what_installs_it(monkeypatch: pytest
 
 def test_width_that_cannot_be_quantised_is_named() -> None:
     quantised = Convert.model_construct(gguf=("Q4_K_M",))
-    assert "hidden_size = 192 is not a multiple of 256" in quantised.misfit(hidden_size=192)
-    assert not Convert().misfit(hidden_size=192, intermediate_size=512)
+    assert "hidden_size = 192 is not a multiple of 256" in quantised.misfit(TINY)
+    assert not Convert().misfit(TINY)
 
 
 @pytest.mark.skipif(
@@ -44,7 +46,7 @@ def test_k_quant_equals_the_model_but_for_its_rounding(
     shape = replace(SHAPE, vocab_size=512, hidden_size=256, intermediate_size=256, max_position_embeddings=128)
     weights.save(tmp_path / "weights", Llama(shape, rngs=nnx.Rngs(0)))
     writer = ShardWriter(tmp_path / "heldout", 512, 10_000)
-    writer.add(tokenizers.encode_plain(tokenizers.load(str(tokenizer_file)), [prose[:9_000]])[0])
+    writer.add(tokenizers.load(str(tokenizer_file)).plain(prose[:9_000]))
     writer.close()
     about = {"name": "m", "author": "", "license": "", "url": "", "datasets": []}
     (export,) = write(str(tmp_path / "weights"), str(tokenizer_file), str(tmp_path), about, {"gguf": (kind,)})

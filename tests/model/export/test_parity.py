@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model import weights
+from model.data import tokenizer as tokenizers
 from model.evaluation.context import Method, stretched
 from model.export import gguf_file
 from model.export.about import About
@@ -22,7 +23,7 @@ EXACT = Limits(1e-5, 1.001)  # what float32 files of these weights, six times th
 
 
 def write_gguf(path: Path, model: Stored, tokenizer_file: Path, kind: str = "F32") -> Path:
-    gguf_file.write(path, model, tokenizer_file, kind, About("x"))
+    gguf_file.write(path, model, tokenizers.load(str(tokenizer_file)), kind, About("x"))
     return path
 
 
@@ -37,7 +38,7 @@ def test_every_runtime_computes_a_longer_context_as_jax_does(
     weights.write(tmp_path / "weights", model)
     expected = expectation(tmp_path / "weights", tokenizer_file, saved_model / "heldout", old_context=64)
     write_gguf(tmp_path / "f32.gguf", model, tokenizer_file)
-    hf.write(tmp_path / "hf", model, tokenizer_file, "auto", shard=100_000)
+    hf.write(tmp_path / "hf", model, tokenizers.load(str(tokenizer_file)), "auto", shard=100_000)
     mlx.write(tmp_path / "mlx", tmp_path / "hf", "fp16")
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2  # several files are read
     # half precision rounds these weights to some 1e-4
@@ -81,7 +82,7 @@ def test_fault_in_the_numbers_is_caught_and_named(
     if kind == "gguf":
         write_gguf(tmp_path / "gguf", model, tokenizer_file)
     else:
-        hf.write(tmp_path / "hf", model, tokenizer_file, "auto")
+        hf.write(tmp_path / "hf", model, tokenizers.load(str(tokenizer_file)), "auto")
         if kind == "mlx":
             mlx.write(tmp_path / "mlx", tmp_path / "hf", "fp16")
     figures = judge(kind, tmp_path / kind, Limits(1e-3, 1.01), expected)
@@ -115,7 +116,7 @@ def test_rows_that_llama_cpp_pairs_differently_are_caught(
     ("method", "wrong", "reason"),
     [
         ("add_tokenizer_pre", "default", "it splits"),
-        ("add_eos_token_id", None, "end its answers, and not [0]"),
+        ("add_eos_token_id", 65, "tokens [0, 65] end its answers, and not [0]"),  # 65 is the letter a
         ("add_chat_template", "{{ messages[0]['content'] }}", "its chat template makes"),
     ],
 )
@@ -126,11 +127,11 @@ def test_fault_in_the_tokenizer_of_a_gguf_file_is_caught(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
-    wrong: str | None,
+    wrong: str | int,
     reason: str,
 ) -> None:
     right = getattr(gguf_file.GGUFWriter, method)
-    monkeypatch.setattr(gguf_file.GGUFWriter, method, lambda self, _: right(self, wrong) if wrong else None)
+    monkeypatch.setattr(gguf_file.GGUFWriter, method, lambda self, _: right(self, wrong))
     figures = judge(
         "gguf",
         write_gguf(tmp_path / "bad.gguf", weights.read(saved_model / "weights"), tokenizer_file),
@@ -159,7 +160,7 @@ def test_fault_in_the_tokenizer_of_a_hugging_face_folder_is_caught(
     reason: str,
 ) -> None:
     folder = tmp_path / "hf"
-    hf.write(folder, weights.read(saved_model / "weights"), tokenizer_file, "auto")
+    hf.write(folder, weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
     write_json(folder / file, {**read_json(folder / file), key: wrong})
     if key == "eos_token_id":  # where transformers would take it from
         write_json(folder / "config.json", {**read_json(folder / "config.json"), key: wrong})
@@ -172,7 +173,7 @@ def test_fault_in_the_tokenizer_of_a_hugging_face_folder_is_caught(
 def test_another_pre_tokenizer_is_caught_in_a_hugging_face_folder(
     saved_model: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path
 ) -> None:
-    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizer_file, "auto")
+    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
     raw = json.loads((tmp_path / "hf/tokenizer.json").read_text())
     raw["pre_tokenizer"]["use_regex"] = False
     write_json(tmp_path / "hf/tokenizer.json", raw)

@@ -15,10 +15,10 @@ from tests.model.training.test_optimizer import RECIPE
 def job(tmp_path_factory: pytest.TempPathFactory, prose: str, tokenizer_file: Path) -> Job:
     """A training of 60 small steps on real text."""
     root = tmp_path_factory.mktemp("training")
-    tokenizer = tokenizers.load(str(tokenizer_file))
+    vocabulary = tokenizers.load(str(tokenizer_file))
     for part, text in (("train", prose[:150_000]), ("heldout", prose[150_000:160_000])):
-        writer = ShardWriter(root / part, tokenizer.get_vocab_size(), 20_000)
-        writer.add(tokenizers.encode_plain(tokenizer, [text])[0])
+        writer = ShardWriter(root / part, vocabulary.size, 20_000)
+        writer.add(vocabulary.plain(text))
         writer.close()
     shape = replace(SHAPE, vocab_size=512, tie_word_embeddings=True)
     recipe = replace(RECIPE, steps=60, batch_size=8, optimizer="muon", weight_decay=0.1, save_every_steps=20)

@@ -118,5 +118,5 @@ def test_input_that_was_replaced_is_named_by_all_that_was_built_from_it(
 def test_damaged_record_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
     recorded(tmp_path, "checkpoint", "k")
     (tmp_path / "checkpoint" / RECORD).write_text(damage, encoding="latin-1")
-    with pytest.raises(KodaError, match=r"checkpoint/stage\.json is damaged: .* Without that file, `koda run` builds"):
+    with pytest.raises(KodaError, match=r"checkpoint/stage\.json is not .*\. Without that file, `koda run` builds"):
         up_to_date(tmp_path, "checkpoint", "k", ())

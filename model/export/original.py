@@ -1,0 +1,91 @@
+"""A model that others trained, looked at before any work is spent on it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model.config import LlamaConfig
+from model.data import chat
+from model.data import tokenizer as tokenizers
+from model.data.vocabulary import Vocabulary
+from model.errors import KodaError
+from model.export.formats import hf
+from model.files import read_json
+
+
+class Original(NamedTuple):
+    """What its files say."""
+
+    path: Path
+    shape: LlamaConfig
+    vocabulary: Vocabulary
+    dtype: str  # of the weights; float32 for what is quantised
+    license: str  # empty: not stated
+    languages: tuple[str, ...]
+    repository: str  # where it was published, if that is known: USER/NAME
+
+
+def read(path: Path) -> Original:
+    """The model in a Hugging Face folder or a GGUF file, without its weights.
+
+    Raises KodaError for what Koda cannot represent or the exports could not carry, and for a folder whose tensors are
+    not those of its config.json.
+    """
+    original = (_gguf if path.suffix == ".gguf" else _hf)(path)
+    size, rows = original.vocabulary.size, original.shape.vocab_size
+    if size > rows:
+        raise KodaError(f"{path}: its tokenizer has {size} entries, its embedding {rows} rows.")
+    chat.check(original.vocabulary)
+    return original
+
+
+def _hf(folder: Path) -> Original:
+    shape, dtype = hf.check(folder)
+    card = _card(folder / "README.md")
+    named = str(read_json(folder / "config.json").get("_name_or_path") or "")
+    is_repository = named.count("/") == 1 and not named.startswith((".", "/", "~"))
+    return Original(
+        folder,
+        shape,
+        tokenizers.load(str(folder)),
+        dtype,
+        str(card.get("license") or ""),
+        _texts(card.get("language")),
+        named if is_repository else "",
+    )
+
+
+def _gguf(path: Path) -> Original:
+    from model.data import gguf_tokenizer
+    from model.export import gguf_file  # here, because gguf-py and JAX take a second to import
+
+    if not path.is_file():
+        raise KodaError(f"{path} is not there.")
+    reader = gguf_file.opened(path)
+
+    def of(key: str) -> Any:
+        return gguf_file.value(reader, f"general.{key}")
+
+    url = str(of("base_model.0.repo_url") or of("source.repo_url") or of("repo_url") or "")
+    return Original(
+        path,
+        gguf_file.read_shape(reader, path),
+        gguf_tokenizer.read(reader, path),
+        "float32",
+        str(of("license") or ""),
+        _texts(of("languages")),
+        url.removeprefix("https://huggingface.co/") if url.startswith("https://huggingface.co/") else "",
+    )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),) if value else ()
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; nothing for one that cannot be read as such."""
+    from huggingface_hub import metadata_load
+
+    try:
+        return (metadata_load(path) if path.is_file() else None) or {}
+    except Exception:  # whatever a YAML parser raises: a card is not needed to read a model
+        return {}
