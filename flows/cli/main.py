@@ -11,6 +11,7 @@ from model.errors import KodaError
 COMMANDS = {  # a command's module has `add_arguments(parser)` and `main(arguments)`, and is imported for that alone
     "run": ("run", "Run the pipeline; a stage whose result is up to date is skipped."),
     "import": ("import_model", "Begin a run with a LlamaForCausalLM that others trained."),
+    "convert": ("convert", "Export a LlamaForCausalLM that others trained: for transformers, llama.cpp and MLX."),
     "status": ("status", "How far a run is."),
     "report": ("report", "Write a run's report; with a second run, one that compares the two."),
     "chat": ("chat", "Talk to a run's model."),

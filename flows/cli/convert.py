@@ -1,0 +1,127 @@
+"""`koda convert`: a model that others trained → exports for transformers, llama.cpp and MLX, without a run."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.server.embedded import prepare_environment
+from model.errors import KodaError
+from model.figures import PretrainFigures
+
+if TYPE_CHECKING:
+    from model.data.vocabulary import Vocabulary
+    from model.figures import ParityFigures
+    from tasks.convert import Convert
+
+BESIDE = ".model"  # in the folder that is being built: the model in Koda's form, and the text it is compared on
+COMPARED = 60_000  # characters of that text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a Hugging Face folder (safetensors) or a .gguf file of a Llama"
+    )
+    parser.add_argument("--to", default="hf,gguf,mlx", metavar="FORMATS", help="some of hf,gguf,mlx (default: all)")
+    parser.add_argument(
+        "--quant",
+        default="",
+        metavar="TYPES",
+        help="number types, of any format: F16, Q8_0, 4bit, bfloat16, … (default: F16,Q8_0,fp16,8bit,4bit)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: NAME-exports)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from model.export import original
+
+    path = arguments.model
+    name = path.stem if path.suffix == ".gguf" else path.absolute().name
+    out = arguments.out or Path(f"{name}-exports")
+    if out.exists():
+        raise KodaError(f"{out} is there already. Name a new folder with --out.")
+    model = original.read(path)  # refuse before anything is imported that takes seconds
+    prepare_environment()
+    from flows.environment import causes_only
+
+    chosen = settings(
+        [text for text in arguments.to.split(",") if text], [text for text in arguments.quant.split(",") if text]
+    )
+    chosen.check_runtimes()
+    if misfit := chosen.misfit(model.shape):
+        raise KodaError(f"{path}: {misfit} Choose other types with --quant.")
+    about = {"name": name, "author": "", "license": model.license, "url": "", "datasets": []}
+    with causes_only():
+        parity = convert(path, model.vocabulary, out, chosen, about)
+    print("\n".join(as_lines(out, parity)))
+
+
+def settings(formats: list[str], types: list[str]) -> "Convert":
+    """The settings of the convert stage for these formats and number types.
+
+    Raises KodaError for a format or a type that is not known, and for a type of a format that is not written.
+    """
+    from model.export.formats import FORMATS
+    from tasks.convert import Convert
+
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise KodaError(f"--to {unknown[0]}: the formats are {', '.join(FORMATS)}.")
+    by_format = {name: [type_ for type_ in types if type_ in FORMATS[name].variants] for name in formats}
+    known = [type_ for name in formats for type_ in FORMATS[name].variants]
+    if unknown := [type_ for type_ in types if type_ not in known]:
+        raise KodaError(f"--quant {unknown[0]}: {', '.join(formats)} have {', '.join(known)}.")
+    chosen: dict[str, Any] = {"formats": formats}
+    chosen |= {name: by_format[name] for name in ("gguf", "mlx") if by_format.get(name)}
+    if by_format.get("hf"):
+        chosen["hf_dtype"] = by_format["hf"][0]
+    return Convert.model_validate(chosen)
+
+
+def convert(
+    path: Path, vocabulary: "Vocabulary", out: Path, chosen: "Convert", about: dict[str, Any]
+) -> "dict[str, ParityFigures]":
+    """Write the exports to `out`, which gets its name once each agrees with the model in its own runtime."""
+    from model.data import docs
+    from model.data.shards import ShardWriter
+    from tasks.convert import export
+    from tasks.supervise import call
+
+    building = out.with_name(f".{out.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    beside = building / BESIDE
+    log = beside / "convert.log"
+    call(
+        "model.export.adopt:adopt",
+        log,
+        PretrainFigures,
+        source=path.absolute(),
+        tokenizer=path.absolute(),
+        out=beside / "weights",
+    )
+    vocabulary.save(beside)
+    text = "\n\n".join(topic.text for topic in docs.topics())[:COMPARED]
+    writer = ShardWriter(beside / "heldout", vocabulary.size, COMPARED)
+    writer.add([*vocabulary.special.beginning, *vocabulary.plain(text)])
+    writer.close()
+    parity = export(
+        building,
+        chosen,
+        weights=beside / "weights",
+        tokenizer=beside / "tokenizer.json",
+        heldout=beside / "heldout",
+        trained=beside / "weights",
+        log=log,
+        about=about,
+    )
+    shutil.rmtree(beside)
+    building.rename(out)
+    return parity
+
+
+def as_lines(out: Path, parity: "dict[str, ParityFigures]") -> list[str]:
+    """What was written, and how near it is to the model."""
+    from tasks.reports.tables import PARITY, of_each
+
+    columns = ("KL divergence, nats", "perplexity ratio", "equal greedy tokens of 64")
+    table = of_each("export", {str(out / path): figures for path, figures in parity.items()}, PARITY, columns)
+    return table.text()

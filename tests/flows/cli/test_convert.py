@@ -1,0 +1,92 @@
+"""`koda convert`: somebody's model in all formats, by one command, without a run."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from flows.cli.convert import settings
+from flows.cli.main import main
+from model import weights
+from model.config import LlamaConfig
+from model.data import tokenizer as tokenizers
+from model.errors import KodaError
+from model.export.formats import hf
+from model.files import read_json
+from model.llama import Llama
+
+SPM = Path(__file__).parents[2] / "data/tiny-spm"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama with a SentencePiece vocabulary, heads of a size of their own, biases and scaled positions."""
+    monkeypatch.chdir(tmp_path)
+    shape = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        head_dim=32,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_scaling="llama3",
+        rope_factor=8.0,
+        rope_original_context=8192,
+    )
+    model, draw = Llama(shape, rngs=nnx.Rngs(0)), nnx.Rngs(1)
+    nnx.update(model, jax.tree.map(lambda p: p + 0.2 * jax.random.normal(draw(), p.shape), nnx.state(model, nnx.Param)))
+    hf.write(tmp_path / "theirs", weights.stored(model), tokenizers.load(str(SPM)), "float32")
+    return tmp_path / "theirs"
+
+
+def test_model_of_others_is_exported_and_compared_in_each_runtime(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "theirs", "--quant", "float32,F32,fp16"]) == 0
+    printed = capsys.readouterr().out
+    out = folder.parent / "theirs-exports"
+    assert sorted(path.name for path in out.iterdir()) == ["gguf", "hf", "mlx", "parity.json"]
+    parity = read_json(out / "parity.json")
+    assert parity.keys() == {"hf", "gguf/theirs-F32.gguf", "mlx/fp16"} and all(path in printed for path in parity)
+    assert parity["gguf/theirs-F32.gguf"]["kl_divergence"] < 1e-6 and not list(folder.parent.glob(".*"))
+    assert (out / "hf/tokenizer.json").read_bytes() == (SPM / "tokenizer.json").read_bytes()
+    assert main(["convert", "theirs"]) == 1 and "theirs-exports is there already" in capsys.readouterr().err
+    # and back from the file, to the same numbers
+    assert main(["convert", str(out / "gguf/theirs-F32.gguf"), "--to", "hf", "--out", "back"]) == 0
+    first, second = (hf.read(path) for path in (folder, Path("back/hf")))
+    jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("a number differs"), first.params, second.params)
+    assert first.config == second.config
+
+
+@pytest.mark.parametrize(
+    ("formats", "types", "message"),
+    [
+        (["hf", "onnx"], [], "--to onnx: the formats are hf, gguf, mlx"),
+        (["hf", "mlx"], ["Q8_0"], "--quant Q8_0: hf, mlx have .*bfloat16.*4bit"),
+        (["gguf"], ["Q9"], "--quant Q9: gguf have F32"),
+    ],
+)
+def test_format_or_type_that_is_not_known_is_refused(formats: list[str], types: list[str], message: str) -> None:
+    with pytest.raises(KodaError, match=message):
+        settings(formats, types)
+
+
+def test_width_that_cannot_be_quantised_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = LlamaConfig(
+        vocab_size=512,
+        hidden_size=80,
+        num_hidden_layers=1,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        intermediate_size=96,
+        max_position_embeddings=64,
+    )
+    model = weights.stored(Llama(narrow, rngs=nnx.Rngs(0)))
+    hf.write(folder.parent / "narrow", model, tokenizers.load(str(SPM)), "float32")
+    assert main(["convert", "narrow", "--quant", "Q8_0", "--to", "gguf"]) == 1
+    assert "hidden_size = 80 is not a multiple of 32, which gguf Q8_0 needs" in capsys.readouterr().err
