@@ -10,8 +10,6 @@ from tasks.runs.paths import make_folder, root
 
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect takes
 SETTINGS = {
-    # Else `python -m` imports from the folder that the command is started in, where a user's model.py may lie.
-    "PYTHONSAFEPATH": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # 22 to 28 s were seen on a fresh database; Prefect itself waits 20.

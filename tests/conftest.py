@@ -105,6 +105,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
     """A folder with the input files of a run."""
     folder = tmp_path_factory.mktemp("project")
     pipeline.lay_out(folder, prose)
+    pipeline.shadow_packages(folder)
     return folder
 
 

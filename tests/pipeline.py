@@ -34,11 +34,17 @@ SMALL = {
 }
 
 
-def lay_out(folder: Path, prose: str) -> None:
-    """A text of some 60 documents, and conversations that always end the same way; beside files that have the names of
-    packages, as the folder of a user may contain, and which no process of a run must import."""
+def shadow_packages(folder: Path) -> None:
+    """Files with the names of packages, as the folder of a user may contain, and which no process of a run must import.
+
+    Not for `koda up`, which is started in the project's own folder and runs what lies there.
+    """
     for name in ("model.py", "flows.py", "random.py"):
         (folder / name).write_text("raise ImportError('of the current folder')")
+
+
+def lay_out(folder: Path, prose: str) -> None:
+    """A text of some 60 documents, and conversations that always end the same way."""
     (folder / "text").mkdir()
     for number, start in enumerate(range(0, 240_000, 4_000)):
         (folder / "text" / f"{number:02}.txt").write_text(prose[start : start + 4_000])
@@ -68,6 +74,7 @@ def build_once(folder: Path, prose: str) -> Path:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
             lay_out(building, prose)
+            shadow_packages(building)
             run(building, *command("small"))
             building.rename(folder)
     return folder

@@ -33,6 +33,8 @@ def prepare_environment() -> None:
     """
     global _reserved
     set_environment(quiet=True)
+    # Else a process of the run imports from the current folder, where a user's model.py may lie.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     profiles = Path(os.environ["PREFECT_HOME"]) / "profiles.toml"
     configured = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8")
     if "PREFECT_API_URL" in os.environ or configured:
