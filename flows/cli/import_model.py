@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     if (folder_of(arguments.name) / "pretrain/job.json").is_file():
         raise KodaError(f"runs/{arguments.name} began with a training of its own. Give this one another --name.")
     given = pairs(arguments)
-    model = original.read(arguments.model)  # refuse before Prefect is imported
+    model = original.read(arguments.model, given.get("tokenize.template", "own"))  # refuse before Prefect is imported
     prepare_environment()
     from flows.config import parsed
 
@@ -42,8 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
             f"{arguments.model}: its positions are scaled already ({model.shape.rope_scaling}), so that extend.factor "
             "can only be 1."
         )
-    found = settings(model)
-    for section, values in found.items():
+    for section, values in settings(model).items():
         chosen[section] = values | chosen.get(section, {})
     run(arguments.name, arguments.preset, "", "checkpoint", chosen)
     print("\n".join(f"  {line}" for line in _notes(model, chosen)))
@@ -76,9 +75,9 @@ def settings(model: "Original") -> "Settings":
 def _notes(model: "Original", chosen: "Settings") -> Iterator[str]:
     """What the exports will say of the model, and what was not stated."""
     vocabulary = model.vocabulary
-    own = bool(vocabulary.special.template) and chosen["tokenize"].get("template") != "koda"
     ends = ", ".join(map(vocabulary.text_of, vocabulary.stops))
-    yield f"chat template {'its own' if own else 'of Koda: it has none'}; an answer ends with {ends}"
+    template = "its own" if vocabulary.special.template else "of Koda"
+    yield f"chat template {template}; an answer ends with {ends}"
     about = chosen["about"]
     missing = [f"about.{name}" for name, value in about.items() if value in ("", [], "other")]
     yield f"licence {about['license']}" + (f"; not stated, to be set: {', '.join(missing)}" if missing else "")

@@ -88,10 +88,17 @@ def template(vocabulary: Vocabulary) -> str:
 
 def prompt(vocabulary: Vocabulary, messages: list[Message]) -> str:
     """The text that a model continues with its next answer."""
-    bos, end = vocabulary.text_of(vocabulary.special.bos), vocabulary.text_of(vocabulary.stops[0])
-    return _compiled(template(vocabulary)).render(
-        messages=messages, bos_token=bos, eos_token=end, add_generation_prompt=True
-    )
+    text = _render(vocabulary, messages, True).replace(END, vocabulary.text_of(vocabulary.stops[0]))
+    special = vocabulary.special
+    return text if special.template else "".join(map(vocabulary.text_of, special.beginning)) + text
+
+
+def with_template(vocabulary: Vocabulary, chosen: str) -> Vocabulary:
+    """A vocabulary with its `own` template, or with Koda's. Raises KodaError as `check` does."""
+    if chosen == "koda":
+        vocabulary = vocabulary.with_template("")
+    check(vocabulary)
+    return vocabulary
 
 
 def check(vocabulary: Vocabulary) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader, GGUFWriter, TokenType
-from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from model.data.families import BYTE, IGNORE_MERGES, SPACE, STEPS, Family, pair, pre_tokenizer, sentencepiece_normalizer
 from model.data.special import Special
-from model.data.vocabulary import Vocabulary
+from model.data.vocabulary import Vocabulary, begin_with
 from model.errors import KodaError
 
 UNSCORED = -1e9  # of a row that is no token
@@ -25,8 +25,8 @@ def add(writer: GGUFWriter, vocabulary: Vocabulary, rows: int, template: str) ->
     """
     raw = json.loads(vocabulary.tokenizer.to_str())
     model, pre, space_prefix = vocabulary.family
-    model_, added = raw["model"], {token["id"]: token for token in raw["added_tokens"]}
-    by_id = {number: text for text, number in model_["vocab"].items()}
+    bpe, added = raw["model"], {token["id"]: token for token in raw["added_tokens"]}
+    by_id = {number: text for text, number in bpe["vocab"].items()}
     by_id |= {number: token["content"] for number, token in added.items()}
     texts, types = [], []
     for number in range(rows):
@@ -39,7 +39,7 @@ def add(writer: GGUFWriter, vocabulary: Vocabulary, rows: int, template: str) ->
         if model == "llama":
             if type_ == TokenType.NORMAL and BYTE.fullmatch(text):
                 type_ = TokenType.BYTE
-            if text == model_.get("unk_token"):
+            if text == bpe.get("unk_token"):
                 type_ = TokenType.UNKNOWN
             if type_ == TokenType.USER_DEFINED:
                 text = text.replace(SPACE, " ")
@@ -52,7 +52,7 @@ def add(writer: GGUFWriter, vocabulary: Vocabulary, rows: int, template: str) ->
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(texts)
     writer.add_token_types(types)
-    merges = [" ".join(pair(merge)) for merge in model_["merges"]]
+    merges = [" ".join(pair(merge)) for merge in bpe["merges"]]
     if model == "llama":
         writer.add_token_scores(_scores([by_id.get(number) for number in range(rows)], merges))
         writer.add_add_space_prefix(bool(space_prefix))
@@ -126,10 +126,7 @@ def read(reader: GGUFReader, path: Path) -> Vocabulary:
         raise KodaError(f"{path} names no token that ends a text (tokenizer.ggml.eos_token_id).")
     begins = begins and bos is not None
     if begins:
-        name = texts[bos]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
-        )
+        begin_with(tokenizer, bos)
     special_tokens = Special(
         end=stops[0],
         stops=stops,

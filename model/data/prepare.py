@@ -162,11 +162,7 @@ def _divides(recipe: Recipe, parts: list[Part]) -> bool:
 def _vocabulary(recipe: Recipe, parts: list[Part], readers: int) -> Vocabulary:
     """The recipe's vocabulary: loaded, or trained on the beginning of the training part."""
     if recipe.tokenizer != "train":
-        vocabulary = tokenizers.load(recipe.tokenizer)
-        if recipe.template == "koda":
-            vocabulary = vocabulary.with_template("")
-        chat.check(vocabulary)
-        return vocabulary
+        return chat.with_template(tokenizers.load(recipe.tokenizer), recipe.template)
 
     def texts() -> Iterator[str]:
         characters, counts = 0, collections.Counter[str]()  # documents by source

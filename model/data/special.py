@@ -28,7 +28,7 @@ class Special:
     @property
     def prefix(self) -> int:
         """The token in place of an empty context."""
-        return self.bos if self.begins and self.bos is not None else self.end
+        return (*self.beginning, self.end)[0]
 
     @property
     def beginning(self) -> list[int]:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.data import gguf_tokenizer, special
 from model.data.families import GPT2, Family, family, pre_tokenizer
 from model.data.special import END_OF_TEXT, Special
-from model.data.vocabulary import FILE, SPECIAL, Vocabulary
+from model.data.vocabulary import FILE, SPECIAL, Vocabulary, begin_with
 from model.errors import KodaError
 from model.files import read_json, sha256
 
@@ -125,20 +125,9 @@ def _read(file: Path, folder: bool) -> Vocabulary:
     else:
         tokens = special.koda(tokenizer, str(file))
     if tokens.begins and not tokenizer.encode("").ids:
-        (beginning,) = tokens.beginning
-        _add_beginning(tokenizer, str(tokenizer.id_to_token(beginning)))
+        begin_with(tokenizer, tokens.prefix)  # where only older classes of transformers would
         changed = True
     return Vocabulary(tokenizer, tokens, form, "" if changed else file.read_text(encoding="utf-8"))
-
-
-def _add_beginning(tokenizer: Tokenizer, token: str) -> None:
-    """Have the post-processor begin every text with a token, where only older classes of transformers would."""
-    number = tokenizer.token_to_id(token)
-    begin = processors.TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, number)]
-    )
-    before = [tokenizer.post_processor] if tokenizer.post_processor else []
-    tokenizer.post_processor = processors.Sequence([*before, begin])
 
 
 def gpt2_form(model: models.BPE) -> Tokenizer:

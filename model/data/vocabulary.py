@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from model.data.families import Family
 from model.data.special import Special
@@ -21,7 +21,7 @@ class Vocabulary(NamedTuple):
     tokenizer: Tokenizer
     special: Special
     family: Family
-    text: str = ""  # of the tokenizer.json that it was read from; empty: it is written anew
+    text: str = ""  # of the tokenizer.json that it was read from; empty: that of the tokenizer itself
 
     @property
     def size(self) -> int:
@@ -59,6 +59,16 @@ class Vocabulary(NamedTuple):
         """Write its tokenizer.json alone."""
         with atomic_write(folder / FILE) as file:
             file.write(self.text or self.tokenizer.to_str(pretty=True))
+
+
+def begin_with(tokenizer: Tokenizer, token: int) -> None:
+    """Have the post-processor put a token before every text."""
+    name = tokenizer.id_to_token(token)
+    begin = processors.TemplateProcessing(
+        single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, token)]
+    )
+    before = [tokenizer.post_processor] if tokenizer.post_processor else []
+    tokenizer.post_processor = processors.Sequence([*before, begin])
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:

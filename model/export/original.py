@@ -24,8 +24,8 @@ class Original(NamedTuple):
     repository: str  # where it was published, if that is known: USER/NAME
 
 
-def read(path: Path) -> Original:
-    """The model in a Hugging Face folder or a GGUF file, without its weights.
+def read(path: Path, template: str = "own") -> Original:
+    """The model in a Hugging Face folder or a GGUF file, without its weights; `template` as in `tokenize.template`.
 
     Raises KodaError for what Koda cannot represent or the exports could not carry, and for a folder whose tensors are
     not those of its config.json.
@@ -34,8 +34,7 @@ def read(path: Path) -> Original:
     size, rows = original.vocabulary.size, original.shape.vocab_size
     if size > rows:
         raise KodaError(f"{path}: its tokenizer has {size} entries, its embedding {rows} rows.")
-    chat.check(original.vocabulary)
-    return original
+    return original._replace(vocabulary=chat.with_template(original.vocabulary, template))
 
 
 def _hf(folder: Path) -> Original:

@@ -1,5 +1,6 @@
 """`koda convert`: somebody's model in all formats, by one command, without a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,12 +10,12 @@ from flax import nnx
 from flows.cli.convert import settings
 from flows.cli.main import main
 from model import weights
-from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.export.formats import hf
 from model.files import read_json
 from model.llama import Llama
+from tests.conftest import SHAPE
 
 SPM = Path(__file__).parents[2] / "data/tiny-spm"
 
@@ -23,13 +24,9 @@ SPM = Path(__file__).parents[2] / "data/tiny-spm"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Llama with a SentencePiece vocabulary, heads of a size of their own, biases and scaled positions."""
     monkeypatch.chdir(tmp_path)
-    shape = LlamaConfig(
+    shape = replace(
+        SHAPE,
         vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
         max_position_embeddings=128,
         head_dim=32,
         attention_bias=True,
@@ -77,14 +74,8 @@ def test_format_or_type_that_is_not_known_is_refused(formats: list[str], types: 
 
 
 def test_width_that_cannot_be_quantised_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    narrow = LlamaConfig(
-        vocab_size=512,
-        hidden_size=80,
-        num_hidden_layers=1,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        intermediate_size=96,
-        max_position_embeddings=64,
+    narrow = replace(
+        SHAPE, vocab_size=512, hidden_size=80, num_attention_heads=5, num_key_value_heads=5, intermediate_size=96
     )
     model = weights.stored(Llama(narrow, rngs=nnx.Rngs(0)))
     hf.write(folder.parent / "narrow", model, tokenizers.load(str(SPM)), "float32")

@@ -194,3 +194,11 @@ def test_pair_of_files_without_an_end_of_text_is_refused(tmp_path: Path) -> None
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(KodaError, match=r"has no <\|endoftext\|> entry"):
         tokenizers.load(str(tmp_path))
+
+
+def test_template_that_cannot_be_trained_gives_way_to_that_of_koda(folder: Path) -> None:
+    """As the refusal advises."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(KodaError, match=r"With tokenize\.template=koda"):
+        original.read(folder)
+    assert original.read(folder, "koda").vocabulary.special.template == ""

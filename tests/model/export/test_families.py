@@ -1,6 +1,7 @@
 """Vocabularies of other families: the same ids in every runtime, and back from the files."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,7 +9,6 @@ import pytest
 from flax import nnx
 
 from model import weights
-from model.config import LlamaConfig
 from model.data import chat, gguf_tokenizer
 from model.data import tokenizer as tokenizers
 from model.data.encoder import HARD
@@ -17,6 +17,7 @@ from model.export import gguf_file
 from model.export.about import About
 from model.export.formats import gguf, hf, mlx
 from model.llama import Llama
+from tests.conftest import SHAPE
 
 OURS = Path(__file__).parents[2] / "data"
 REAL = (
@@ -68,13 +69,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(request.param)
     vocabulary = tokenizers.load(str(folder_of(request.param)))
     rows = -(-vocabulary.size // 64) * 64 + 64
-    shape = LlamaConfig(
+    shape = replace(
+        SHAPE,
         vocab_size=rows,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
         max_position_embeddings=512,
         head_dim=32,
         attention_bias=True,
