@@ -70,9 +70,13 @@ def prepare(folder: Path) -> None:
 
 
 def facts(folder: Path) -> Figures:
-    """Versions, the card, and the flags that JAX runs under."""
+    """Versions, the card as XLA's compiler takes it, and the flags that JAX runs under."""
+    scratch = tempfile.mkdtemp()
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={scratch}"  # read when XLA comes up
     import jax
 
+    jax.block_until_ready(jax.jit(lambda x: x @ x)(np.ones((256, 256), "float32")))
     smi = subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True).stdout if not SMOKE else ""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers")
     names += ("jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-nccl-cu13")
@@ -83,6 +87,7 @@ def facts(folder: Path) -> Figures:
         "client": jax.devices()[0].client.platform_version,
         "memory": jax.devices()[0].memory_stats(),
         "flags": {name: value for name, value in os.environ.items() if name.startswith(("XLA", "JAX", "NCCL"))},
+        "target": [path.read_text() for path in sorted(Path(scratch).glob("*target_config*"))[:1]],
         "nvidia_smi": [
             line.strip() for line in smi.splitlines() if any(w in line for w in ("Driver", "Clocks", "Power"))
         ],
@@ -108,12 +113,10 @@ def timed(function: Callable, *arguments: Any, rounds: int = STEPS) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-def ceilings(folder: Path) -> Figures:
-    """Products, copies and one stack of Muon's, each alone: TFLOP/s and GB/s. They replace the roofline's shares."""
+def products(folder: Path, *dtypes: str) -> Figures:
+    """The step's products, each alone: TFLOP/s. They replace the roofline's shares."""
     import jax
     import jax.numpy as jnp
-
-    from model.training.muon import orthogonalize
 
     unit = 64 if SMOKE else 2048
     tokens, wide = (128, 172) if SMOKE else (32768, 5504)
@@ -121,13 +124,33 @@ def ceilings(folder: Path) -> Figures:
     shapes |= {"up": (tokens, unit, wide), "down": (tokens, wide, unit), "dkernel": (unit, tokens, wide)}
     shapes |= {"head": (tokens // 8, unit, 512 if SMOKE else 50304)}
     rates: Figures = {}
-    for dtype in ("bfloat16", "float32"):  # the second is TF32 on a GPU
+    for dtype in dtypes:
+        product = jax.jit(partial(jnp.matmul, preferred_element_type="float32" if dtype == "float32" else "bfloat16"))
         for name, (m, k, n) in shapes.items():
-            a, b = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
-            rates[f"{name} {dtype} TFLOP/s"] = 2e-12 * m * k * n / timed(jax.jit(jnp.matmul), a, b)
+            a, b = drawn(m, k).astype(dtype), drawn(k, n).astype(dtype)
+            rates[f"{name} {dtype} TFLOP/s"] = 2e-12 * m * k * n / timed(product, a, b)
+    return rates
+
+
+def drawn(*shape: int) -> Any:
+    """Not ones: a card draws less power for them, and its clock stays higher."""
+    import jax
+
+    return jax.random.normal(jax.random.key(0), shape, "bfloat16")
+
+
+def copies(folder: Path) -> Figures:
+    """A copy in GB/s, read and written, and one stack of Muon's in TFLOP/s."""
+    import jax
+    import jax.numpy as jnp
+
+    from model.training.muon import orthogonalize
+
+    unit, wide = (64, 172) if SMOKE else (2048, 5504)
+    rates: Figures = {}
     copied = jnp.ones((1 << (16 if SMOKE else 30),), "bfloat16")
     rates["copy GB/s"] = 2e-9 * copied.nbytes / timed(jax.jit(lambda x: x + 1), copied)
-    stack = jnp.ones((2 if SMOKE else 24, unit, wide), "bfloat16")
+    stack = drawn(2 if SMOKE else 24, unit, wide)
     flops = stack.shape[0] * 5 * (4 * unit * unit * wide + 2 * unit**3)
     rates["muon TFLOP/s"] = 1e-12 * flops / timed(jax.jit(orthogonalize), stack, rounds=3)
     return rates
@@ -138,13 +161,14 @@ def attention(folder: Path) -> Figures:
     import jax
     import jax.numpy as jnp
 
+    from model import sharding
     from model.attention import attend, grouped_attention
 
     b, t, h, k, a = (1, 64, 4, 2, 16) if SMOKE else (2, 1024, 32, 8, 64)
     keys = jax.random.split(jax.random.key(0), 4)
     q, kk, v = (jax.random.normal(keys[i], (b, t, n, a), "bfloat16") for i, n in enumerate((h, k, k)))
     weight = jax.random.normal(keys[3], (b, t, h, a))
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = sharding.make_mesh(1, 1)
     with jax.set_mesh(mesh):
         value = jax.jit(lambda *qkv: (attend(*qkv).astype("float32") * weight).sum())
         gradients = jax.jit(jax.grad(value, (0, 1, 2)))(q, kk, v)
@@ -295,8 +319,8 @@ def profile(folder: Path) -> Figures:
     return {"kernels": dict(spent.most_common(60)), "total": spent.total()}
 
 
-def peer(folder: Path) -> Figures:
-    """transformers in PyTorch on the same shape and batch: bfloat16, SDPA, compiled, fused AdamW; then Koda again."""
+def peer(folder: Path, recompute: bool, batch_size: int) -> Figures:
+    """transformers in PyTorch on the same shape: bfloat16, SDPA, compiled, fused AdamW."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -306,11 +330,12 @@ def peer(folder: Path) -> Figures:
     names += ("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
     config = LlamaConfig(**{name: fields[name] for name in names}, attn_implementation="sdpa", use_cache=False)
     network = LlamaForCausalLM(config).to(device)
-    network.gradient_checkpointing_enable()
+    if recompute:
+        network.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     forward = torch.compile(network)
-    rows, length = job.recipe.batch_size, job.sequence_length
-    tokens = torch.randint(0, job.model.vocab_size, (rows, length + 1), device=device)
+    length = job.sequence_length
+    tokens = torch.randint(0, job.model.vocab_size, (batch_size, length + 1), device=device)
     times = []
     for _ in range(STEPS):
         began = time.perf_counter()
@@ -323,7 +348,15 @@ def peer(folder: Path) -> Figures:
         optimizer.step()
         loss.item()  # waits
         times.append(time.perf_counter() - began)
-    return {"ms": 1e3 * float(np.median(times[WARM:])), "tokens_per_second": rows * length / np.median(times[WARM:])}
+    steady = times[WARM:]
+    return {
+        "recompute": recompute,
+        "batch_size": batch_size,
+        "ms": [1e3 * float(value) for value in (np.median(steady), min(steady), max(steady))],
+        "tokens_per_second": batch_size * length / np.median(steady),
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        "loss": loss.item(),
+    }
 
 
 def save(folder: Path) -> Figures:
@@ -372,7 +405,9 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CALLS: dict[str, dict[str, tuple[int, Callable[[Path], Figures]]]] = {
     "A": {
         "facts": (60, facts),
-        "ceilings": (120, ceilings),
+        "products": (90, lambda folder: products(folder, "bfloat16", "float32")),  # the second is TF32 on a GPU
+        "products in float8": (60, lambda folder: products(folder, "float8_e4m3fn")),
+        "copies": (60, copies),
         "attention": (90, attention),
         "trainer": (200, trainer),
         "compiled": (120, compiled),
@@ -387,13 +422,15 @@ CALLS: dict[str, dict[str, tuple[int, Callable[[Path], Figures]]]] = {
     "C": {
         "profile": (120, profile),
         "unrolled": (150, partial(BILLION, scan=False, **BEST)),
+        "none, unrolled": (150, partial(BILLION, scan=False, remat="none", optimizer="muon")),
         **{name: (90, partial(BILLION, options=options, **BEST)) for name, options in OPTIONS.items()},
-        "koda-124m": (60, SMALL),
         "koda-124m, four times the rows": (60, partial(SMALL, batch_size=4 * ROWS)),
     },
     "D": {
-        "torch": (180, peer),
+        "torch": (180, partial(peer, recompute=True, batch_size=ROWS)),
         "koda": (90, partial(BILLION, remat="full", optimizer="adamw")),
+        "torch, nothing recomputed, half the rows": (180, partial(peer, recompute=False, batch_size=ROWS // 2)),
+        "koda, half the rows": (90, partial(BILLION, remat="dots", optimizer="adamw", batch_size=ROWS // 2)),
         "save": (120, save),
         **{f"repeat {number}": (50, repeat) for number in (1, 2)},
         **{f"repeat {number}, deterministic": (50, repeat) for number in (1, 2)},
