@@ -15,9 +15,8 @@ from table import Spread, options, parse, show
 from flows.cli.plan import pretraining_job
 from flows.config import load
 from model import arrays
-from model.training import optimizer as optimizers
 from model.training.checkpoints import Checkpoints
-from model.training.initial_state import first_state
+from model.training.program import Program
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
 def row(preset: str, rounds: int) -> list[object]:
     config = load(preset)
     job = pretraining_job(config)
-    state = first_state(job, optimizers.build(job.recipe))
+    state = Program(job).first_state()
     jax.block_until_ready(state)
     stalls, seconds, peaks, disk = measure(state, rounds)
     share = 100 * Spread.of(stalls).median / (60 * config.pretrain.save_every_minutes)

@@ -157,39 +157,47 @@ def copies(folder: Path) -> Figures:
 
 
 def attention(folder: Path) -> Figures:
-    """The attention of the training against the same in float64 on the host: values and gradients."""
+    """The attention of the training, of whole and of packed rows, against the same in float64 on the host: values and
+    gradients; and the milliseconds of its gradient."""
     import jax
     import jax.numpy as jnp
 
     from model import sharding
-    from model.attention import attend, grouped_attention
+    from model.attention import Segments, attend, grouped_attention
 
     b, t, h, k, a = (1, 64, 4, 2, 16) if SMOKE else (2, 1024, 32, 8, 64)
     keys = jax.random.split(jax.random.key(0), 4)
     q, kk, v = (jax.random.normal(keys[i], (b, t, n, a), "bfloat16") for i, n in enumerate((h, k, k)))
     weight = jax.random.normal(keys[3], (b, t, h, a))
-    mesh = sharding.make_mesh(1, 1)
-    with jax.set_mesh(mesh):
-        value = jax.jit(lambda *qkv: (attend(*qkv).astype("float32") * weight).sum())
-        gradients = jax.jit(jax.grad(value, (0, 1, 2)))(q, kk, v)
-        output = jax.jit(attend)(q, kk, v)
+    packed = Segments(jnp.tile(jnp.arange(t) // (t // 3), (b, 1)))
+    computed: dict[str, list[Any]] = {}
+    figures: Figures = {}
+    with jax.set_mesh(sharding.make_mesh(1, 1)):
+        for name, segments in (("whole", None), ("packed", packed)):
+
+            def value(*qkv: Any, segments: Segments | None = segments) -> Any:
+                return (attend(*qkv, segments).astype("float32") * weight).sum()
+
+            slope = jax.jit(jax.grad(value, (0, 1, 2)))
+            computed[name] = [jax.jit(attend)(q, kk, v, segments), *slope(q, kk, v)]
+            figures[f"{name} ms"] = 1e3 * timed(slope, q, kk, v)
     jax.config.update("jax_enable_x64", True)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         exact = [jnp.asarray(np.asarray(x), "float64") for x in (q, kk, v)]
-        mask = jnp.tril(jnp.ones((t, t), bool))[None]
+        causal = jnp.tril(jnp.ones((t, t), bool))[None]
+        same = np.asarray(packed.segments_BT)[:, :, None] == np.asarray(packed.segments_BT)[:, None]
+        for name, mask in (("whole", causal), ("packed", causal & same)):
 
-        def truth(*qkv: Any) -> Any:
-            return grouped_attention(*qkv, mask)
+            def truth(*qkv: Any, mask: Any = mask) -> Any:
+                return grouped_attention(*qkv, mask)
 
-        expected = truth(*exact)
-        slopes = jax.grad(lambda *qkv: (truth(*qkv) * np.asarray(weight)).sum(), (0, 1, 2))(*exact)
-
-    def error(found: Any, right: Any) -> float:
-        return float(np.abs(np.asarray(found, "float64") - np.asarray(right)).max() / np.abs(np.asarray(right)).max())
-
-    return {"output": error(output, expected)} | {
-        name: error(*pair) for name, *pair in zip(("dq", "dk", "dv"), gradients, slopes, strict=True)
-    }
+            slopes = jax.grad(lambda *qkv, f=truth: (f(*qkv) * np.asarray(weight)).sum(), (0, 1, 2))(*exact)
+            for part, found, right in zip(
+                ("", " dq", " dk", " dv"), computed[name], (truth(*exact), *slopes), strict=True
+            ):
+                error = np.abs(np.asarray(found, "float64") - np.asarray(right)).max()
+                figures[name + part] = float(error / np.abs(np.asarray(right)).max())
+    return figures
 
 
 def trainer(folder: Path) -> Figures:
@@ -229,9 +237,8 @@ class Stepper:
 
         from model import sharding
         from model.data.batches import Batches
-        from model.training import optimizer as optimizers
-        from model.training.compiled import compile_step, state_shapes
-        from model.training.initial_state import first_state
+        from model.training.compiled import compile_step
+        from model.training.program import Program
 
         job = Job.read(folder / f"{preset}.json")
         recipe = {name: form[name] for name in ("optimizer", "batch_size") if name in form}
@@ -243,9 +250,8 @@ class Stepper:
         self.compile_seconds = time.perf_counter() - began
         batches = Batches(Path(self.job.train), batch_size=recipe.batch_size, sequence_length=length, seed=0)
         self.batch = sharding.place_rows(mesh, recipe.batch_size, lambda rows: batches.part(0, rows))
-        where = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(self.job, mesh))
-        optimizer = optimizers.build(recipe, self.job.compute.dtype)
-        self.state = jax.jit(partial(first_state, self.job, optimizer), out_shardings=where)()
+        program = Program(self.job)
+        self.state = jax.jit(program.first_state, out_shardings=sharding.shardings(mesh, program.shapes))()
 
     def __call__(self) -> Any:
         self.state, metrics = self.step(self.state, {}, self.batch)
@@ -360,23 +366,30 @@ def peer(folder: Path, recompute: bool, batch_size: int) -> Figures:
 
 
 def save(folder: Path) -> Figures:
-    """A checkpoint of the whole state: seconds that the step waits for its copies, and until it is committed."""
+    """Two checkpoints of the whole state while it goes on: seconds until the step after it is done, and until it is
+    committed; the state that was saved is the one before that step."""
     import jax
 
     from model import arrays
-    from model.training import distributed
+    from model.training.checkpoints import Checkpoints
 
     stepper = Stepper(folder, "koda-1.3b", BEST)
-    jax.block_until_ready(stepper())
-    began = time.perf_counter()
-    leaves = arrays.flatten(stepper.state)
-    distributed.begin_copies(leaves.values())
-    named = {name: distributed.gather_to_host(leaf) for name, leaf in leaves.items()}
-    copied = time.perf_counter() - began
+    figures: Figures = {"bytes": arrays.size(stepper.state), "stalls": [], "committed": [], "equal": []}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        writing = arrays.Background(Path(scratch) / "1", named, step=1)
-        writing.join()
-    return {"bytes": arrays.size(stepper.state), "copied": copied, "committed": time.perf_counter() - began}
+        checkpoints = Checkpoints(Path(scratch), "bench", lambda *_, **__: None, keep=1)
+        for number in (1, 2):
+            jax.block_until_ready(stepper())
+            norm = arrays.flatten(stepper.state.params)["norm/scale"]
+            before = np.array(norm)
+            began = time.perf_counter()
+            checkpoints.save(number, stepper.state, permanent=True)
+            jax.block_until_ready(stepper())
+            figures["stalls"].append(time.perf_counter() - began)
+            checkpoints.wait()
+            figures["committed"].append(time.perf_counter() - began)
+            saved = arrays.read(Path(scratch) / str(number))
+            figures["equal"].append(bool(np.array_equal(saved["params/norm/scale"], before)))
+    return figures
 
 
 def repeat(folder: Path, steps: int = 30) -> Figures:

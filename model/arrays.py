@@ -142,7 +142,7 @@ def read_parts(folder: Path, described: dict[str, dict[str, Any]]) -> Iterator[t
 class Background(threading.Thread):
     """A write in a background thread; `join` raises the write's error."""
 
-    def __init__(self, folder: Path, named: dict[str, np.ndarray], *, verify: bool = False, **facts: Any):
+    def __init__(self, folder: Path, named: dict[str, Any], *, verify: bool = False, **facts: Any):
         """The write empties `named`: the caller must not use it any more."""
         super().__init__(name=f"write {folder}")
         self._named, self._folder, self._verify, self._facts = named, folder, verify, facts

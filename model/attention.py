@@ -41,12 +41,15 @@ def attend(q_BTHA: jax.Array, k_BTKA: jax.Array, v_BTKA: jax.Array, segments: Se
 
     Takes `[batch, time, heads, head_dim]` and returns the queries' shape and type. Scores and softmax are float32.
     """
-    gpu, head_dim = sharding.platform() == "gpu", q_BTHA.shape[-1]
+    gpu, time, head_dim = sharding.platform() == "gpu", q_BTHA.shape[1], q_BTHA.shape[-1]
     half = q_BTHA.dtype in (jnp.bfloat16, jnp.float16)
-    # cuDNN has kernels without a mask, and for heads of these sizes on every GPU that it supports.
-    if gpu and segments is None and half and head_dim <= 128 and head_dim % 8 == 0:
+    # cuDNN has kernels for heads of these sizes on every GPU that it supports, and with a mask for an even time.
+    if gpu and half and head_dim <= 128 and head_dim % 8 == 0 and (segments is None or time % 2 == 0):
         q_BTHA, k_BTKA, v_BTKA = (sharding.shard_heads(x_BTXA) for x_BTXA in (q_BTHA, k_BTKA, v_BTKA))
-        return jax.nn.dot_product_attention(q_BTHA, k_BTKA, v_BTKA, is_causal=True, implementation="cudnn")
+        mask_B1TS = None if segments is None else segments.visible(slice(None), slice(None))[:, None]
+        return jax.nn.dot_product_attention(
+            q_BTHA, k_BTKA, v_BTKA, mask=mask_B1TS, is_causal=True, implementation="cudnn"
+        )
     # A GPU has less memory and more compute than a CPU: its backward pass recomputes a block's scores.
     block, size = (jax.checkpoint(_block, static_argnums=(4, 5)), GPU_BLOCK) if gpu else (_block, BLOCK)
     return jnp.concatenate(

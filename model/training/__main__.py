@@ -17,6 +17,9 @@ def main() -> int:
     die_with_parent()  # before the imports too, in which it could lose its parent
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes no two
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(USABLE))  # else 0.75, and not what `koda plan` counts with
+    # JAX pins 64 GB for copies of the state at most, less than that of a model with 6 B weights.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(memory // 2**30))
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms.split(","):
         os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"  # small things are computed on the host beside the GPU's step

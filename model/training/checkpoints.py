@@ -55,10 +55,9 @@ class Checkpoints:
         self.wait()
         if not distributed.broadcast_from_writer(step not in self.steps() and self._room(step, state)):
             return
-        named, leaves = {}, arrays.flatten(state)
-        distributed.begin_copies(leaves.values())
-        for name, leaf in leaves.items():
-            copy = distributed.gather_to_host(leaf)
+        named = {}
+        for name, leaf in arrays.flatten(state).items():
+            copy = distributed.copy_to_host(leaf)
             if distributed.is_writer():
                 named[name] = copy
         if not distributed.is_writer():

@@ -6,19 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from model import sharding, weights
+from model import sharding
 from model.accelerators import Accelerator
 from model.data.batches import Batch
 from model.errors import KodaError
-from model.training import optimizer as optimizers
-from model.training.initial_state import first_state, network
 from model.training.job import Job
-from model.training.step import State, make_step
+from model.training.program import Program
+from model.training.step import State
 
 
 def mesh_of(card: Accelerator, count: int, fsdp: int, tensor: int) -> Mesh:
@@ -33,32 +31,22 @@ def mesh_of(card: Accelerator, count: int, fsdp: int, tensor: int) -> Mesh:
     return Mesh(np.array(topology.devices).reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def state_shapes(job: Job, mesh: Mesh) -> State:
+def state_shapes(program: Program, mesh: Mesh) -> State:
     """The state of a training as shapes with their shardings."""
-    shapes = jax.eval_shape(lambda: first_state(job, optimizers.build(job.recipe, job.compute.dtype)))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        sharding.shardings(mesh, shapes),
+        program.shapes,
+        sharding.shardings(mesh, program.shapes),
     )
 
 
 def compile_step(job: Job, mesh: Mesh, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-    """The job's step on this mesh, as its training compiles it; batches are rows without document boundaries.
-
-    `options`: XLA's, by their names.
-    """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: network(job)))
-    recipe = job.recipe
+    """The job's step on this mesh, as its training compiles it. `options`: XLA's, by their names."""
+    program, recipe = Program(job), job.recipe
     sharding.check_rows(mesh, recipe.batch_size, recipe.gradient_accumulation_steps)
-    step = make_step(
-        lambda params, frozen: weights.build(graph, abstract, frozen, params),
-        optimizers.build(recipe, job.compute.dtype),
-        recipe.z_loss,
-        recipe.gradient_accumulation_steps,
-    )
     shape, by_rows = (recipe.batch_size, job.sequence_length), NamedSharding(mesh, P(sharding.ROWS))
     tokens, weight = (jax.ShapeDtypeStruct(shape, t, sharding=by_rows) for t in (jnp.int32, jnp.float32))
     with jax.set_mesh(mesh):
-        lowered = step.lower(state_shapes(job, mesh), {}, Batch(tokens, tokens, weight, None))
+        segments = tokens if recipe.isolate_documents else None
+        lowered = program.step.lower(state_shapes(program, mesh), {}, Batch(tokens, tokens, weight, segments))
         return lowered.compile(compiler_options=options)

@@ -6,7 +6,6 @@ Open MPI or Kubernetes, or else from JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -68,19 +67,15 @@ def should_stop(step: int, requested: bool) -> bool:
     return requested if is_single() else multihost_utils.reached_preemption_sync_point(step)
 
 
-def begin_copies(leaves: Iterable[Any]) -> None:
-    """Have a GPU copy all these arrays to the host, before the first is waited for."""
-    for leaf in leaves if jax.default_backend() != "cpu" else ():
-        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
-            leaf.copy_to_host_async()
+def copy_to_host(leaf: Any) -> np.ndarray | jax.Array:
+    """A copy of an array in this process's memory, also where its parts lie with other processes; the next step, with
+    donated buffers, writes over the array itself.
 
-
-def gather_to_host(leaf: Any) -> np.ndarray:
-    """A copy of an array in this process's memory, also where its parts lie with other processes.
-
-    On a CPU an array's memory is the very memory that the next step, with donated buffers, writes over. From a GPU it
-    comes as a copy, which the array itself keeps: another copy would keep the whole state in memory twice.
+    A GPU's copy is under way when this returns, into memory that stays pinned: `np.asarray` waits for it.
     """
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return np.array(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.array(leaf) if jax.default_backend() == "cpu" else np.asarray(leaf)
+    if not isinstance(leaf, jax.Array) or jax.default_backend() == "cpu":
+        return np.array(leaf)
+    one = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf  # of several cards one is enough
+    return jax.device_put(one, one.sharding.with_memory_kind("pinned_host"))

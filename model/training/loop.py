@@ -91,7 +91,7 @@ class Attempt:
         due = ""
         while step < until and not distributed.should_stop(step, self.stop_asked):
             batch, waited = self._read(step, pending)
-            self.training.state, metrics = self.training.update(self.training.state, self.training.frozen, batch)
+            self.training.state, metrics = self.training.program.step(self.training.state, self.training.frozen, batch)
             step += 1
             if self._too_many_bad(
                 pending, step

@@ -65,7 +65,7 @@ def _muon(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTra
 OPTIMIZERS = {"muon": _muon, "adamw": _adamw}
 
 
-def build(recipe: Recipe, dtype: str = "float32") -> optax.GradientTransformation:
+def build(recipe: Recipe, dtype: str) -> optax.GradientTransformation:
     """Clip by the global norm, then the recipe's optimizer, whose products are computed in `dtype`.
 
     Raises KodaError for an unknown one.

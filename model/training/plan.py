@@ -14,10 +14,11 @@ import jax
 from model import arrays, sharding
 from model.accelerators import USABLE, Accelerator
 from model.config import Compute
-from model.training.compiled import compile_step, mesh_of, state_shapes
+from model.training.compiled import compile_step, mesh_of
 from model.training.forms import DOUBLINGS, Form, Plan
 from model.training.hlo import operations
 from model.training.job import Job
+from model.training.program import Program
 from model.training.roofline import estimate
 
 UNROLLED = 1.5  # times the memory of `dots` that keeping everything was seen to take, in unrolled layers
@@ -45,7 +46,7 @@ def plan(job: dict[str, Any], card: dict[str, Any], devices: int) -> Plan:
     chosen = min(fitting, key=lambda form: sum(form.seconds or (0, 0))) if fitting else configured
     return Plan(
         backend=compiles.backend,
-        checkpoint=arrays.size(state_shapes(order, compiles.mesh(order.fsdp, order.tensor))),
+        checkpoint=arrays.size(Program(order).shapes),
         configured=configured,
         chosen=chosen,
         tried=tuple(forms),

@@ -27,7 +27,7 @@ def restored(job: Job) -> tuple[Training, dict[str, Any]]:
     """
     fsdp, tensor = sharding.nearest(job.fsdp, job.tensor)
     training = Training(replace(job, fsdp=fsdp, tensor=tensor))
-    newest = training.checkpoints.restore(training.shapes)
+    newest = training.checkpoints.restore(training.program.shapes)
     if newest is None or newest[0] != job.recipe.steps:
         at = "none" if newest is None else f"step {newest[0]}"
         raise KodaError(f"{job.folder} has no intact checkpoint of its last step {job.recipe.steps} (newest: {at}).")
@@ -37,7 +37,7 @@ def restored(job: Job) -> tuple[Training, dict[str, Any]]:
 
 def trained(training: Training) -> Llama:
     """The network with what it learned; low-rank updates are still beside their matrices."""
-    return weights.build(training.graph, training.abstract, training.frozen, training.state.params)
+    return training.program.rebuild(training.state.params, training.frozen)
 
 
 def promote(job: str, out: str) -> CheckpointFigures:

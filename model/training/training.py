@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from model import arrays, sharding, weights
+from model import arrays, sharding
 from model.data.batches import Batch, Batches
 from model.errors import KodaError
 from model.files import append_line, atomic_write, read_json, read_lines, write_json
-from model.llama import Llama
 from model.training import distributed
 from model.training import optimizer as optimizers
 from model.training.checkpoints import Checkpoints
-from model.training.initial_state import first_state, network
 from model.training.job import Job
+from model.training.program import Program
 from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
-from model.training.step import loss, make_step, trained_tokens
+from model.training.step import loss, trained_tokens
 
 
 class Training:
@@ -34,11 +32,9 @@ class Training:
         self.train, self.heldout = self._batches(job.train), self._batches(job.heldout)
         self.mesh = sharding.make_mesh(job.fsdp, job.tensor)
         sharding.check_rows(self.mesh, self.recipe.batch_size, self.recipe.gradient_accumulation_steps)
-        self.optimizer = optimizers.build(job.recipe)
+        self.program = Program(job)
         self.schedule = optimizers.schedule(job.recipe)
-        self.graph, self.abstract = nnx.split(nnx.eval_shape(partial(network, job)))
-        self.shapes = jax.eval_shape(partial(first_state, job, self.optimizer))
-        self.state, self.frozen = self.shapes, self._frozen()
+        self.state, self.frozen = self.program.shapes, self._frozen()
         self.windows: list[list[int]] = read_json(self.folder / WINDOWS) if (self.folder / WINDOWS).is_file() else []
         self.checkpoints = Checkpoints(
             self.folder / CHECKPOINTS,
@@ -48,8 +44,6 @@ class Training:
             verify_every=self.recipe.verify_every_saves,
             patience=60 * self.recipe.full_disk_minutes,
         )
-        parts = self.recipe.gradient_accumulation_steps
-        self.update = make_step(self.rebuild, self.optimizer, self.recipe.z_loss, parts)
         self._measure = jax.jit(self._heldout_part)
 
     def _batches(self, folder: str) -> Batches:
@@ -73,22 +67,20 @@ class Training:
         """The part of the weights that stays as it is."""
         if self.job.lora is None:
             return {}
-        template = nnx.to_pure_dict(self.abstract.filter(nnx.Not(nnx.LoRAParam)))
+        template = nnx.to_pure_dict(self.program.abstract.filter(nnx.Not(nnx.LoRAParam)))
         return sharding.place(self.mesh, arrays.unflatten(template, self._initial_weights()))
 
     def begin(self) -> None:
         """Take the state of step 0. It is computed where it will lie: no device ever has more of it than its part."""
-        initialize = jax.jit(
-            partial(first_state, self.job, self.optimizer), out_shardings=sharding.shardings(self.mesh, self.shapes)
-        )
-        self.state = initialize()
+        shapes = self.program.shapes
+        self.state = jax.jit(self.program.first_state, out_shardings=sharding.shardings(self.mesh, shapes))()
         if self.job.init is not None and self.job.lora is None:
-            params = arrays.unflatten(self.shapes.params, self._initial_weights())
+            params = arrays.unflatten(shapes.params, self._initial_weights())
             self.state = self.state._replace(params=sharding.place(self.mesh, params))
 
     def resume(self) -> int:
         """Take the newest intact checkpoint, or step 0, and drop the metrics of steps that will be repeated."""
-        newest = self.checkpoints.restore(self.shapes)
+        newest = self.checkpoints.restore(self.program.shapes)
         if newest is None:
             self.begin()
         else:
@@ -101,10 +93,6 @@ class Training:
         devices = self.mesh.devices.flatten()
         self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
-
-    def rebuild(self, params: Any, frozen: Any) -> Llama:
-        """The network with these numbers."""
-        return weights.build(self.graph, self.abstract, frozen, params)
 
     @property
     def step(self) -> int:
@@ -154,7 +142,7 @@ class Training:
 
     def _heldout_part(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         count = trained_tokens(batch)
-        return loss(self.rebuild(params, frozen), batch, count)[1], count
+        return loss(self.program.rebuild(params, frozen), batch, count)[1], count
 
     def note(self, event: Event, step: int, **more: Any) -> None:
         """Add to the event log."""

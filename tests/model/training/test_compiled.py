@@ -18,6 +18,7 @@ from model.training.compiled import compile_step, mesh_of, state_shapes
 from model.training.hlo import Operation, operations
 from model.training.job import Job
 from model.training.plan import cuda_compiler
+from model.training.program import Program
 from model.training.roofline import estimate
 
 pytestmark = [
@@ -70,7 +71,7 @@ def test_arithmetic_is_what_the_model_and_the_optimizer_need(preset: str, card: 
 
 def state_kernels(job: Job) -> dict[str, jax.ShapeDtypeStruct]:
     """The stacked matrices, by path."""
-    params = state_shapes(job, jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))).params
+    params = state_shapes(Program(job), jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))).params
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in flat if "kernel" in jax.tree_util.keystr(path)}
 
@@ -108,7 +109,7 @@ def test_reference_run_is_predicted_within_its_25_hours() -> None:
 def test_state_is_what_the_shapes_say() -> None:
     job = job_of("koda-1.3b")
     mesh = mesh_of(ACCELERATORS["L40S"], 2, 1, 1)
-    shapes = jax.tree.leaves(state_shapes(job, mesh))
+    shapes = jax.tree.leaves(state_shapes(Program(job), mesh))
     batch = 3 * 4 * job.recipe.batch_size // 2 * job.sequence_length  # tokens, targets and weights
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
     assert compiled("koda-1.3b", "L40S", 2)[0] == pytest.approx(size + batch, abs=1e5)

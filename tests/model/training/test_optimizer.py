@@ -54,7 +54,7 @@ def test_cosine_ends_at_a_tenth() -> None:
 def test_decay_skips_norms_and_embeddings(shape: LlamaConfig, name: str) -> None:
     """With no gradient at all, what still moves is what decays."""
     params = nnx.to_pure_dict(nnx.state(Llama(shape, rngs=nnx.Rngs(0)), nnx.Param))
-    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0))
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), "float32")
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     moved = {
@@ -71,7 +71,7 @@ def test_decay_skips_norms_and_embeddings(shape: LlamaConfig, name: str) -> None
 def test_muon_makes_each_layers_update_orthogonal() -> None:
     params = {"query": {"kernel": jnp.zeros((2, 32, 32))}, "norm": {"scale": jnp.zeros((2, 32))}}
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
-    optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0, weight_decay=0.0))
+    optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0, weight_decay=0.0), "float32")
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     for layer in updates["query"]["kernel"]:
         singular = np.linalg.svd(layer, compute_uv=False)
@@ -101,7 +101,7 @@ def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
     params = {name: {"kernel": jax.random.normal(next(keys), shape)} for name, shape in shapes.items()}
     params |= {"norm": {"scale": jnp.ones((3, 24))}, "embedding": jax.random.normal(next(keys), (50, 24))}
     ends = []
-    for optimizer in (theirs, optimizers.build(recipe)):
+    for optimizer in (theirs, optimizers.build(recipe, "float32")):
 
         @jax.jit
         def step(params, state, key, optimizer=optimizer):
@@ -127,7 +127,7 @@ def test_muon_in_bfloat16_is_orthogonal_too() -> None:
 def test_optimizer_descends(name: str) -> None:
     target = jax.random.normal(jax.random.key(0), (2, 16, 16))
     params = {"kernel": jnp.zeros_like(target)}
-    optimizer = optimizers.build(replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05))
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05), "float32")
     state = optimizer.init(params)
 
     @jax.jit
