@@ -21,6 +21,7 @@ from tasks.section import Section, nearest
 
 ATTEMPTS = "attempts.jsonl"
 WORKER = "PREFECT__WORKER_NAME"  # in the environment of a run that a worker has started
+ORPHAN_SECONDS = 90.0  # that a run whose worker died may take to save and end; what it started saves by itself
 BUILDING = "building.json"  # the key that a stage which resumes is being built under
 
 
@@ -61,7 +62,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         if WORKER in os.environ:
-            die_with_parent()  # without its worker nobody could cancel it; it saves, and the next worker restarts it
+            # Without its worker nobody could cancel it; it saves, and the next worker restarts it.
+            die_with_parent(ORPHAN_SECONDS)
         make_folder(self.folder, 0o750)
         self._lock = lock(self.folder, f"runs/{self.name}")
         path = self.folder / RUN_TOML
