@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.update(
@@ -25,6 +26,7 @@ from model.llama import Llama
 from tests import leftovers, pipeline
 
 leftovers.mark()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `pytest &` has it ignored, here and in children
 
 
 @pytest.hookimpl(trylast=True)
