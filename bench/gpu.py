@@ -113,7 +113,7 @@ def timed(function: Callable, *arguments: Any, rounds: int = STEPS) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-def products(folder: Path, *dtypes: str) -> Figures:
+def products(folder: Path) -> Figures:
     """The step's products, each alone: TFLOP/s. They replace the roofline's shares."""
     import jax
     import jax.numpy as jnp
@@ -124,7 +124,7 @@ def products(folder: Path, *dtypes: str) -> Figures:
     shapes |= {"up": (tokens, unit, wide), "down": (tokens, wide, unit), "dkernel": (unit, tokens, wide)}
     shapes |= {"head": (tokens // 8, unit, 512 if SMOKE else 50304)}
     rates: Figures = {}
-    for dtype in dtypes:
+    for dtype in ("bfloat16", "float32"):  # the second is TF32 on a GPU
         product = jax.jit(partial(jnp.matmul, preferred_element_type="float32" if dtype == "float32" else "bfloat16"))
         for name, (m, k, n) in shapes.items():
             a, b = drawn(m, k).astype(dtype), drawn(k, n).astype(dtype)
@@ -308,7 +308,7 @@ def profile(folder: Path) -> Figures:
     """Seconds of each kernel in three steps, the longest first."""
     import jax
 
-    stepper = Stepper(folder, "koda-1.3b", BEST)
+    stepper = Stepper(folder, "koda-1.3b", {})
     jax.block_until_ready(stepper())
     with tempfile.TemporaryDirectory() as scratch:
         with jax.profiler.trace(scratch):
@@ -373,7 +373,7 @@ def save(folder: Path) -> Figures:
     from model import arrays
     from model.training.checkpoints import Checkpoints
 
-    stepper = Stepper(folder, "koda-1.3b", BEST)
+    stepper = Stepper(folder, "koda-1.3b", {})
     figures: Figures = {"bytes": arrays.size(stepper.state), "stalls": [], "committed": [], "equal": []}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoints = Checkpoints(Path(scratch), "bench", lambda *_, **__: None, keep=1)
@@ -405,7 +405,7 @@ def repeat(folder: Path, steps: int = 30) -> Figures:
     return {"loss": float(loss), "sha256": digest.hexdigest(), "flags": os.environ.get("XLA_FLAGS", "")}
 
 
-BEST: Figures = {"remat": "dots", "optimizer": "muon"}
+SCANNED: Figures = {"scan": True, "optimizer": "muon"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "latency hiding": {"xla_gpu_enable_latency_hiding_scheduler": True},
     "double buffering": {"xla_gpu_enable_while_loop_double_buffering": True},
@@ -414,37 +414,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
 BILLION, SMALL = partial(step, "koda-1.3b"), partial(step, "koda-124m")
 ROWS = 2 if SMOKE else 32
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Of each call: the cases, the seconds that each may take, and what it runs.
+# Of each call: the cases, the seconds that each may take, and what it runs. "preset": the form that the preset has.
 CALLS: dict[str, dict[str, tuple[int, Callable[[Path], Figures]]]] = {
     "A": {
         "facts": (60, facts),
-        "products": (90, lambda folder: products(folder, "bfloat16", "float32")),  # the second is TF32 on a GPU
-        "products in float8": (60, lambda folder: products(folder, "float8_e4m3fn")),
+        "products": (90, products),
         "copies": (60, copies),
         "attention": (90, attention),
         "trainer": (200, trainer),
         "compiled": (120, compiled),
     },
     "B": {
-        "full, Muon": (120, partial(BILLION, remat="full", optimizer="muon")),
-        "dots, Muon": (120, partial(BILLION, **BEST)),
-        "dots, AdamW": (120, partial(BILLION, remat="dots", optimizer="adamw")),
-        "dots, Muon, twice the rows": (120, partial(BILLION, batch_size=2 * ROWS, **BEST)),
-        "dots, AdamW, twice the rows": (120, partial(BILLION, batch_size=2 * ROWS, remat="dots", optimizer="adamw")),
+        "full, scanned": (120, partial(BILLION, remat="full", **SCANNED)),
+        "dots, scanned": (120, partial(BILLION, remat="dots", **SCANNED)),
+        "preset": (120, BILLION),
+        "preset, AdamW": (120, partial(BILLION, optimizer="adamw")),
+        "preset, twice the rows": (120, partial(BILLION, batch_size=2 * ROWS)),
+        "dots, scanned, AdamW": (120, partial(BILLION, remat="dots", scan=True, optimizer="adamw")),
     },
     "C": {
         "profile": (120, profile),
-        "unrolled": (150, partial(BILLION, scan=False, **BEST)),
-        "none, unrolled": (150, partial(BILLION, scan=False, remat="none", optimizer="muon")),
-        **{name: (90, partial(BILLION, options=options, **BEST)) for name, options in OPTIONS.items()},
+        "dots, unrolled": (150, partial(BILLION, remat="dots")),
+        **{name: (90, partial(BILLION, options=options)) for name, options in OPTIONS.items()},
         "koda-124m, four times the rows": (60, partial(SMALL, batch_size=4 * ROWS)),
     },
     "D": {
         "torch": (180, partial(peer, recompute=True, batch_size=ROWS)),
-        "koda": (90, partial(BILLION, remat="full", optimizer="adamw")),
+        "koda": (90, partial(BILLION, remat="full", scan=True, optimizer="adamw")),
         "torch, nothing recomputed, half the rows": (180, partial(peer, recompute=False, batch_size=ROWS // 2)),
-        "koda, half the rows": (90, partial(BILLION, remat="dots", optimizer="adamw", batch_size=ROWS // 2)),
-        "save": (120, save),
+        "koda, nothing recomputed, half the rows": (90, partial(BILLION, optimizer="adamw", batch_size=ROWS // 2)),
+        "save": (300, save),
         **{f"repeat {number}": (50, repeat) for number in (1, 2)},
         **{f"repeat {number}, deterministic": (50, repeat) for number in (1, 2)},
     },

@@ -22,7 +22,9 @@ def test_all_cases_of_all_calls_run(tmp_path: Path) -> None:
         if call == "A":
             figures = {line["case"]: line for line in lines}
             assert figures["trainer"]["codes"][0] == -9 and figures["trainer"]["finite"]
-            assert max(figures["attention"][name] for name in ("output", "dq", "dk", "dv")) < 0.02
+            parts = [row + part for row in ("whole", "packed") for part in ("", " dq", " dk", " dv")]
+            assert max(figures["attention"][part] for part in parts) < 0.02
         if call == "D":
             hashes = {line["sha256"] for line in lines if line["case"].startswith("repeat")}
             assert len(hashes) == 1
+            assert [line["equal"] for line in lines if line["case"] == "save"] == [[True, True]]
