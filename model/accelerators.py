@@ -116,7 +116,7 @@ H100 = Accelerator(
     shared=228 * 2**10,
     threads=2048,
 )
-H200 = replace(H100, name="H200", memory=143771 * 2**20, bandwidth=4800e9, dollars=3.5)
+H200 = replace(H100, name="H200", memory=143771 * 2**20, bandwidth=4800e9, l2=60 * 2**20, dollars=3.5)
 B200 = replace(
     H100,
     name="B200",

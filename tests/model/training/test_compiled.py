@@ -58,7 +58,10 @@ def test_preset_fits_and_uses_the_tensor_cores(preset: str, card: str, count: in
 
 @pytest.mark.parametrize(("preset", "card", "count"), PRESETS)
 def test_arithmetic_is_what_the_model_and_the_optimizer_need(preset: str, card: str, count: int) -> None:
-    """6 FLOP a weight in products and token; for each matrix, five iterations of 2 M²N + 2 M³ + 2 M²N, shared out."""
+    """6 FLOP a weight in products and token; for each matrix, five iterations of 2 M²N + 2 M³ + 2 M²N, shared out.
+
+    Where a card's memory is short (L40S), XLA itself computes some products again, 1.6 % of them.
+    """
     job = job_of(preset)
     shape, tokens = job.model, job.recipe.batch_size * job.sequence_length
     matrices = [leaf.shape for leaf in state_kernels(job).values()]
@@ -66,7 +69,8 @@ def test_arithmetic_is_what_the_model_and_the_optimizer_need(preset: str, card: 
     muon = sum(layers * 5 * (4 * min(i, o) ** 2 * max(i, o) + 2 * min(i, o) ** 3) for layers, i, o in matrices)
     _, _, kernels = compiled(preset, card, count)
     found = sum(kernel.times * kernel.flops for kernel in kernels if kernel.kind == "gemm")
-    assert found == pytest.approx((6 * weights * tokens + muon) / count, rel=0.01)
+    needed = (6 * weights * tokens + muon) / count
+    assert 0.99 * needed < found < (1.02 if card == "L40S" else 1.01) * needed
 
 
 def state_kernels(job: Job) -> dict[str, jax.ShapeDtypeStruct]:
@@ -111,7 +115,24 @@ def test_two_cards_exchange_gradients_and_updates_and_no_more() -> None:
 def test_reference_run_is_predicted_within_its_25_hours() -> None:
     job = job_of("koda-1.3b")
     time = estimate(compiled("koda-1.3b", "L40S", 2)[2], ACCELERATORS["L40S"], 2)
-    assert time.middle * job.recipe.steps / 3600 < 16.5 and time.high * job.recipe.steps / 3600 < 20
+    assert time.middle * job.recipe.steps / 3600 < 16 and time.high * job.recipe.steps / 3600 < 18
+
+
+@pytest.mark.parametrize(
+    ("form", "milliseconds", "taken"),
+    [
+        ({}, 541.4, 62467335168),
+        ({"remat": "dots", "scan": True}, 590.4, 47122863872),
+        ({"remat": "full", "scan": True}, 651.9, 22209225728),
+    ],
+    ids=["none", "dots", "full"],
+)
+def test_what_an_h200_took_is_predicted(form: dict[str, Any], milliseconds: float, taken: int) -> None:
+    """Milliseconds and `peak_bytes_in_use` of `bench/gpu.py` on one."""
+    state, temporary, kernels = compiled("koda-1.3b", "H200", 1, **form)
+    time = estimate(kernels, ACCELERATORS["H200"], 1)
+    assert time.low < milliseconds / 1e3 < time.high and time.middle == pytest.approx(milliseconds / 1e3, rel=0.06)
+    assert state + temporary == pytest.approx(taken, rel=0.05)
 
 
 def test_state_is_what_the_shapes_say() -> None:
