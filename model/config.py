@@ -1,6 +1,6 @@
 """The shape of a network, in the names that transformers gives its fields."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from model.errors import KodaError
@@ -78,8 +78,16 @@ class Compute:
     """How the network is computed. It changes speed and memory, never the shape of a checkpoint."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["auto", "none", "dots", "full"] = "none"
     scan: bool = False
+
+    def forms(self) -> list["Compute"]:
+        """What `auto` stands for, the fastest first (bench/README.md), which is the one with the most memory; another
+        remat stands for itself."""
+        if self.remat != "auto":
+            return [self]
+        unrolled = replace(self, remat="none", scan=False)  # scanned, it would keep float32 beside bfloat16
+        return [unrolled, replace(self, remat="dots", scan=True), replace(self, remat="full", scan=True)]
 
 
 # PEFT's names of the matrices (transformers' module names), and the attributes of a Block that they are.

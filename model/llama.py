@@ -145,7 +145,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, compute: Compute | None = None, *, rngs: nnx.Rngs):
         self.config = config
-        self.compute = compute or Compute()
+        self.compute = (compute or Compute()).forms()[0]
         std = 0.02  # GPT-2's (Radford et al. 2019)
 
         @nnx.split_rngs(splits=config.num_hidden_layers)

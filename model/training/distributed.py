@@ -67,6 +67,11 @@ def should_stop(step: int, requested: bool) -> bool:
     return requested if is_single() else multihost_utils.reached_preemption_sync_point(step)
 
 
+def device_memory() -> int | None:
+    """Bytes that JAX may use of each device; None for a CPU, whose memory is the machine's."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def copy_to_host(leaf: Any) -> np.ndarray | jax.Array:
     """A copy of an array in this process's memory, also where its parts lie with other processes; the next step, with
     donated buffers, writes over the array itself.

@@ -1,7 +1,6 @@
 """The forms that a training step may have, and what each takes on a device: what a plan is made of."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 DOUBLINGS = 3  # of the configured rows, that are tried
 
@@ -10,7 +9,7 @@ DOUBLINGS = 3  # of the configured rows, that are tried
 class Form:
     """One form of a step: how it is computed, and what that takes on each device."""
 
-    remat: Literal["none", "dots", "full"]
+    remat: str
     scan: bool
     fsdp: int
     rows: int

@@ -38,7 +38,7 @@ def plan(job: dict[str, Any], card: dict[str, Any], devices: int) -> Plan:
     """
     order, gpu = Job.from_dict(job), Accelerator(**{**card, "capability": tuple(card["capability"])})
     usable, compiles = USABLE * gpu.memory, _Compiler(gpu, devices)
-    configured = compiles(order)
+    order, configured = _settled(compiles, order, usable)
     forms = [configured]
     if compiles.backend == "gpu":
         forms += _alternatives(compiles, order, configured, usable)
@@ -97,6 +97,18 @@ class _Compiler:
             seconds=(time.low, time.high),
             parts=time.parts,
         )
+
+
+def _settled(compiles: _Compiler, job: Job, usable: float) -> tuple[Job, Form]:
+    """The job in the form that its training will take on this card, and what that needs."""
+    forms = job.compute.forms()
+    # Unrolled layers compile slowly, and take more memory on a CPU than on a card.
+    for compute in forms[1:] if len(forms) > 1 and compiles.backend == "cpu" else forms:
+        settled = replace(job, compute=compute)
+        form = compiles(settled)
+        if form.bytes <= usable:
+            break
+    return settled, form
 
 
 def _alternatives(compiles: _Compiler, job: Job, configured: Form, usable: float) -> list[Form]:

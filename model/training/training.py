@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from model.files import append_line, atomic_write, read_json, read_lines, write_
 from model.training import distributed
 from model.training import optimizer as optimizers
 from model.training.checkpoints import Checkpoints
+from model.training.compiled import state_shapes
 from model.training.job import Job
 from model.training.program import Program
 from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
 from model.training.step import loss, trained_tokens
+
+FILLED = 0.97  # of a device's memory: kernels take some of the rest while they are chosen
 
 
 class Training:
@@ -70,6 +73,14 @@ class Training:
         template = nnx.to_pure_dict(self.program.abstract.filter(nnx.Not(nnx.LoRAParam)))
         return sharding.place(self.mesh, arrays.unflatten(template, self._initial_weights()))
 
+    def step_bytes(self) -> int:
+        """What a step takes on each device, the state included, by the compiler's analysis."""
+        with jax.set_mesh(self.mesh):
+            state = state_shapes(self.program, self.mesh)
+            needs = self.program.step.lower(state, self.frozen, self.batch(0)).compile().memory_analysis()
+        assert needs is not None, "both backends, CPU and GPU, have the analysis"
+        return needs.argument_size_in_bytes + needs.temp_size_in_bytes
+
     def begin(self) -> None:
         """Take the state of step 0. It is computed where it will lie: no device ever has more of it than its part."""
         shapes = self.program.shapes
@@ -91,7 +102,13 @@ class Training:
             with atomic_write(self.folder / METRICS) as file:
                 file.writelines(json.dumps(line) + "\n" for line in kept)
         devices = self.mesh.devices.flatten()
-        self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
+        self.note(
+            Event.RESUME if step else Event.START,
+            step,
+            devices=len(devices),
+            device=devices[0].device_kind,
+            remat=self.job.compute.remat,
+        )
         return step
 
     @property
@@ -153,3 +170,16 @@ class Training:
         """Add a line to the metrics."""
         if distributed.is_writer():
             append_line(self.folder / METRICS, asdict(metrics))
+
+
+def fitting(job: Job, memory: int | None) -> Training:
+    """The job's training in the fastest of its forms whose step fits a device's memory, in bytes, or in its last form.
+
+    None: that is the machine's own memory, and the first form is taken.
+    """
+    *forms, last = job.compute.forms()
+    for compute in forms:
+        training = Training(replace(job, compute=compute))
+        if memory is None or training.step_bytes() < FILLED * memory:
+            return training
+    return Training(replace(job, compute=last))

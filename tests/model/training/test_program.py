@@ -1,12 +1,16 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 
+from model import arrays
 from model.config import Compute
-from model.training.job import Job
-from model.training.training import Training
+from model.llama import Llama
+from model.training.job import Job, LoraRecipe
+from model.training.training import Training, fitting
 
 
 @pytest.mark.parametrize(("dtype", "written"), [("bfloat16", "bf16"), ("float32", "f32")])
@@ -17,3 +21,21 @@ def test_a_trainings_muon_computes_in_the_type_of_its_network(job: Job, dtype: s
     update = jax.make_jaxpr(program.optimizer.update)(state.params, state.optimizer, state.params)
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", str(update))
     assert products and set(products) == {written}
+
+
+def test_auto_recomputes_as_little_as_the_memory_allows(job: Job) -> None:
+    """Packed rows; what each form takes is the compiler's analysis, here as on a GPU."""
+    auto = replace(job, compute=Compute(remat="auto"), recipe=replace(job.recipe, isolate_documents=True))
+    taken = {form.remat: Training(replace(auto, compute=form)).step_bytes() for form in auto.compute.forms()}
+    assert taken["full"] < taken["dots"] < taken["none"]
+    assert fitting(auto, round(taken["none"] / 0.96)).job.compute == Compute()
+    assert fitting(auto, round(taken["dots"] / 0.96)).job.compute.remat == "dots"
+    assert fitting(auto, None).job.compute == Compute()
+
+
+def test_what_a_step_takes_counts_the_weights_that_stay(job: Job, tmp_path: Path) -> None:
+    base = nnx.to_pure_dict(nnx.state(Llama(job.model, rngs=nnx.Rngs(0)), nnx.Param))
+    arrays.write(tmp_path, base)
+    lora = LoraRecipe(rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
+    training = Training(replace(job, lora=lora, init=str(tmp_path)))
+    assert training.step_bytes() > arrays.size(base) + arrays.size(training.program.shapes)
