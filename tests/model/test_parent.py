@@ -25,6 +25,7 @@ def test_process_that_does_not_end_with_its_parent_is_left_after_its_patience() 
     began = time.monotonic()
     assert parent.stdout.read() == "asked\n"  # to the end of the output, which the child held open
     assert 0.9 < time.monotonic() - began < 30
+    parent.wait()
 
 
 def test_without_patience_it_is_only_asked() -> None:
