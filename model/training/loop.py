@@ -37,7 +37,9 @@ def train(job: Job, until: int, began: float) -> int:
         if job.cache:
             jax.config.update("jax_compilation_cache_dir", job.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        attempt = Attempt(fitting(job, distributed.device_memory()), heart)
+        if memory := distributed.device_memory():
+            heart.beat("compile", 0)  # each form until one fits
+        attempt = Attempt(fitting(job, memory), heart)
         if distributed.is_single():  # among several, JAX listens for the signal and informs the others
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, attempt.stop)
