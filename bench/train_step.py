@@ -81,7 +81,7 @@ class TrainStep:
         self.arguments, self.size = arguments, size
         self.batch, self.sequence = size["batch"], size["sequence"]
         self.compute = Compute(
-            remat=arguments.remat or compute.remat,
+            remat=arguments.remat or ("none" if arguments.scan else compute.remat),
             scan=compute.scan if arguments.scan is None else arguments.scan,
         )
         self.shape = LlamaConfig(

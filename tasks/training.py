@@ -64,10 +64,10 @@ class TrainSection(Section):
     """Decides the first weights and the order of the rows."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights and optimizer are float32 either way. bfloat16 on GPUs."""
-    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    remat: Annotated[Literal["auto", "none", "dots", "full"], Field(json_schema_extra=OPERATIONAL)] = "auto"
     """What the backward pass computes again instead of keeping: nothing, all but matrix products, everything; `auto`:
     as little as the memory of the GPUs allows."""
-    scan: bool = False
+    scan: Annotated[bool, Field(json_schema_extra=OPERATIONAL)] = False
     """Compile one layer and loop over it: short compile times, and a slower step. `auto` decides this too."""
     fsdp: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 1
     """Devices that the weights are spread over, for a model that does not fit on one; 0: all. The rest of the devices

@@ -183,7 +183,7 @@ def _compiled_lines(needs: dict[str, Any]) -> list[str]:
     lines = [
         f"  compiled      for the card: {flops}, attention by {step['attention']}"
         + (f"; GB of collectives a step: {wire}" if wire else ""),
-        f"                milliseconds a step: {times} (computed from the card's rates; nothing was timed)",
+        f"                milliseconds a step: {times} (computed from the card's rates)",
     ]
     for form in needs["tried"]:
         total, milliseconds = form["state"] + form["temporary"], [1e3 * each for each in form["seconds"]]

@@ -68,19 +68,23 @@ def should_stop(step: int, requested: bool) -> bool:
 
 
 def device_memory() -> int | None:
-    """Bytes that JAX may use of each device; None for a CPU, whose memory is the machine's."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    """Bytes that JAX may use of each device of this process; None for a CPU, whose memory is the machine's."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return min(filter(None, limits), default=None)
 
 
 def copy_to_host(leaf: Any) -> np.ndarray | jax.Array:
     """A copy of an array in this process's memory, also where its parts lie with other processes; the next step, with
     donated buffers, writes over the array itself.
 
-    A GPU's copy is under way when this returns, into memory that stays pinned: `np.asarray` waits for it.
+    A GPU's copy of an array that it has whole is under way when this returns, into memory that stays pinned:
+    `np.asarray` waits for it. What is spread over several is gathered at once.
     """
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return np.array(multihost_utils.process_allgather(leaf, tiled=True))
     if not isinstance(leaf, jax.Array) or jax.default_backend() == "cpu":
         return np.array(leaf)
-    one = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf  # of several cards one is enough
+    if not leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    one = leaf.addressable_data(0)  # of several cards one is enough
     return jax.device_put(one, one.sharding.with_memory_kind("pinned_host"))

@@ -16,7 +16,7 @@ from model.training.bad_steps import BAD_STEPS, BadStepDetector
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job
 from model.training.records import Event, HeldoutMetrics, TrainingMetrics
-from model.training.training import Training, fitting
+from model.training.training import Training
 
 RETRY = 30.0  # seconds after which a save that found no room is tried again
 LEAVING = 60.0  # seconds to wait for a trainer that is about to leave
@@ -37,9 +37,7 @@ def train(job: Job, until: int, began: float) -> int:
         if job.cache:
             jax.config.update("jax_compilation_cache_dir", job.cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        if memory := distributed.device_memory():
-            heart.beat("compile", 0)  # each form until one fits
-        attempt = Attempt(fitting(job, memory), heart)
+        attempt = Attempt(Training(job), heart)
         if distributed.is_single():  # among several, JAX listens for the signal and informs the others
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, attempt.stop)
@@ -89,6 +87,7 @@ class Attempt:
         if step >= until:  # a later attempt finds an earlier segment done
             return DONE
         self.heart.beat("compile", step)
+        self.training.settle(distributed.device_memory())
         pending: Unchecked | None = None
         due = ""
         while step < until and not distributed.should_stop(step, self.stop_asked):

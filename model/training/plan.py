@@ -100,9 +100,9 @@ class _Compiler:
 
 
 def _settled(compiles: _Compiler, job: Job, usable: float) -> tuple[Job, Form]:
-    """The job in the form that its training will take on this card, and what that needs."""
+    """The job in the form that its training will take on this card, and what that needs; by the CPU's analysis, at
+    most `dots`: unrolled layers compile slowly, and take more memory on a CPU than on a card."""
     forms = job.compute.forms()
-    # Unrolled layers compile slowly, and take more memory on a CPU than on a card.
     for compute in forms[1:] if len(forms) > 1 and compiles.backend == "cpu" else forms:
         settled = replace(job, compute=compute)
         form = compiles(settled)

@@ -23,8 +23,6 @@ from model.training.program import Program
 from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
 from model.training.step import loss, trained_tokens
 
-FILLED = 0.97  # of a device's memory: kernels take some of the rest while they are chosen
-
 
 class Training:
     """A training between two steps. It begins at step 0; `resume` takes it to its newest checkpoint."""
@@ -73,13 +71,29 @@ class Training:
         template = nnx.to_pure_dict(self.program.abstract.filter(nnx.Not(nnx.LoRAParam)))
         return sharding.place(self.mesh, arrays.unflatten(template, self._initial_weights()))
 
+    def settle(self, memory: int | None) -> None:
+        """Take the fastest form whose step fits a device's memory, in bytes, or the last one.
+
+        None: that is the machine's own memory, and the first form is taken.
+        """
+        *forms, last = self.job.compute.forms()
+        for compute in forms:
+            self.program = Program(replace(self.job, compute=compute))
+            if memory is None or distributed.broadcast_from_writer(self.step_bytes() <= memory):
+                return
+        if forms:
+            self.program = Program(replace(self.job, compute=last))
+
     def step_bytes(self) -> int:
         """What a step takes on each device, the state included, by the compiler's analysis."""
-        with jax.set_mesh(self.mesh):
-            state = state_shapes(self.program, self.mesh)
-            needs = self.program.step.lower(state, self.frozen, self.batch(0)).compile().memory_analysis()
+        needs = self.compiled_step().memory_analysis()
         assert needs is not None, "both backends, CPU and GPU, have the analysis"
         return needs.argument_size_in_bytes + needs.temp_size_in_bytes
+
+    def compiled_step(self) -> jax.stages.Compiled:
+        """The step, compiled and not run."""
+        with jax.set_mesh(self.mesh):
+            return self.program.step.lower(state_shapes(self.program, self.mesh), self.frozen, self.batch(0)).compile()
 
     def begin(self) -> None:
         """Take the state of step 0. It is computed where it will lie: no device ever has more of it than its part."""
@@ -102,13 +116,7 @@ class Training:
             with atomic_write(self.folder / METRICS) as file:
                 file.writelines(json.dumps(line) + "\n" for line in kept)
         devices = self.mesh.devices.flatten()
-        self.note(
-            Event.RESUME if step else Event.START,
-            step,
-            devices=len(devices),
-            device=devices[0].device_kind,
-            remat=self.job.compute.remat,
-        )
+        self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
 
     @property
@@ -170,16 +178,3 @@ class Training:
         """Add a line to the metrics."""
         if distributed.is_writer():
             append_line(self.folder / METRICS, asdict(metrics))
-
-
-def fitting(job: Job, memory: int | None) -> Training:
-    """The job's training in the fastest of its forms whose step fits a device's memory, in bytes, or in its last form.
-
-    None: that is the machine's own memory, and the first form is taken.
-    """
-    *forms, last = job.compute.forms()
-    for compute in forms:
-        training = Training(replace(job, compute=compute))
-        if memory is None or training.step_bytes() < FILLED * memory:
-            return training
-    return Training(replace(job, compute=last))

@@ -33,8 +33,8 @@ def test_without_patience_it_is_only_asked() -> None:
     assert parent.stdout is not None and parent.stdout.readline() == "up\n"
     os.kill(parent.pid, signal.SIGKILL)
     assert parent.stdout.readline() == "asked\n"
+    parent.wait()  # else it is still in its group
     time.sleep(2)
     os.killpg(parent.pid, 0)  # it goes on
     os.killpg(parent.pid, signal.SIGKILL)
     parent.stdout.close()
-    parent.wait()

@@ -94,7 +94,7 @@ def test_budget_that_is_none_is_refused_before_anything_is_compiled(hours: str) 
 @pytest.mark.cuda
 @pytest.mark.skipif(not cuda_compiler(), reason="the extra `cuda` is not installed: XLA's CUDA compiler, 4 GB")
 def test_plan_is_compiled_for_the_card_and_says_what_is_better() -> None:
-    """Scanned and with nothing kept in `full`, a small model computes much twice; a form that keeps more is named."""
+    """With nothing kept, in `full`, a small model computes much twice; a form that keeps more is named."""
     small = ("num_hidden_layers=4", "hidden_size=256", "intermediate_size=704", "num_attention_heads=4")
     sets = [part for change in small for part in ("--set", f"model.{change}")]
     done = plan("--preset", "koda-124m", *sets, "--set", "pretrain.remat=full", "--gpu", "L40S", "--count", "1")
