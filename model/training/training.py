@@ -74,15 +74,16 @@ class Training:
     def settle(self, memory: int | None) -> None:
         """Take the fastest form whose step fits a device's memory, in bytes, or the last one.
 
-        None: that is the machine's own memory, and the first form is taken.
+        None: that is the machine's own memory, and the first form stays.
         """
         *forms, last = self.job.compute.forms()
+        if memory is None or not forms:
+            return
         for compute in forms:
             self.program = Program(replace(self.job, compute=compute))
-            if memory is None or distributed.broadcast_from_writer(self.step_bytes() <= memory):
+            if distributed.broadcast_from_writer(self.step_bytes() <= memory):
                 return
-        if forms:
-            self.program = Program(replace(self.job, compute=last))
+        self.program = Program(replace(self.job, compute=last))
 
     def step_bytes(self) -> int:
         """What a step takes on each device, the state included, by the compiler's analysis."""
