@@ -164,8 +164,8 @@ def _wait_for_runs() -> None:
 @contextlib.contextmanager
 def _paused() -> Iterator[None]:
     """No runs are started, but for checks of crashed ones; they are again if the block fails, by Ctrl-C for example."""
-    _pause(True)
     try:
+        _pause(True)  # inside: Ctrl-C may come while the last of the queues is being paused
         yield
     except BaseException:
         with contextlib.suppress(Exception):  # where the server has gone
