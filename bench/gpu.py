@@ -36,6 +36,7 @@ from model.training.job import Job
 SMOKE = "--smoke" in sys.argv  # the smallest sizes, on whatever is here
 STEPS = 3 if SMOKE else 15
 WARM = 1 if SMOKE else 3  # of them, not timed
+PARTS = ("state", "temporary")  # of the bytes of a step
 Figures = dict[str, Any]
 
 
@@ -71,12 +72,13 @@ def prepare(folder: Path) -> None:
 
 def facts(folder: Path) -> Figures:
     """Versions, the card as XLA's compiler takes it, and the flags that JAX runs under."""
-    scratch = tempfile.mkdtemp()
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={scratch}"  # read when XLA comes up
-    import jax
+    flags = {name: value for name, value in os.environ.items() if name.startswith(("XLA", "JAX", "NCCL"))}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XLA_FLAGS"] = f"{flags.get('XLA_FLAGS', '')} --xla_dump_to={scratch}"  # read when XLA comes up
+        import jax
 
-    jax.block_until_ready(jax.jit(lambda x: x @ x)(np.ones((256, 256), "float32")))
+        jax.block_until_ready(jax.jit(lambda x: x @ x)(np.ones((256, 256), "float32")))
+        target = [path.read_text() for path in sorted(Path(scratch).glob("*target_config*"))[:1]]
     smi = subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True).stdout if not SMOKE else ""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers")
     names += ("jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-nccl-cu13")
@@ -86,8 +88,8 @@ def facts(folder: Path) -> Figures:
         "device": jax.devices()[0].device_kind,
         "client": jax.devices()[0].client.platform_version,
         "memory": jax.devices()[0].memory_stats(),
-        "flags": {name: value for name, value in os.environ.items() if name.startswith(("XLA", "JAX", "NCCL"))},
-        "target": [path.read_text() for path in sorted(Path(scratch).glob("*target_config*"))[:1]],
+        "flags": flags,
+        "target": target,
         "nvidia_smi": [
             line.strip() for line in smi.splitlines() if any(w in line for w in ("Driver", "Clocks", "Power"))
         ],
@@ -125,10 +127,9 @@ def products(folder: Path) -> Figures:
     shapes |= {"head": (tokens // 8, unit, 512 if SMOKE else 50304)}
     rates: Figures = {}
     for dtype in ("bfloat16", "float32"):  # the second is TF32 on a GPU
-        product = jax.jit(partial(jnp.matmul, preferred_element_type="float32" if dtype == "float32" else "bfloat16"))
         for name, (m, k, n) in shapes.items():
             a, b = drawn(m, k).astype(dtype), drawn(k, n).astype(dtype)
-            rates[f"{name} {dtype} TFLOP/s"] = 2e-12 * m * k * n / timed(product, a, b)
+            rates[f"{name} {dtype} TFLOP/s"] = 2e-12 * m * k * n / timed(jax.jit(jnp.matmul), a, b)
     return rates
 
 
@@ -233,7 +234,6 @@ class Stepper:
     """A training step on one batch, again and again, without the trainer around it."""
 
     def __init__(self, folder: Path, preset: str, form: Figures, options: dict[str, Any] | None = None):
-        import jax
 
         from model import sharding
         from model.data.batches import Batches
@@ -250,8 +250,7 @@ class Stepper:
         self.compile_seconds = time.perf_counter() - began
         batches = Batches(Path(self.job.train), batch_size=recipe.batch_size, sequence_length=length, seed=0)
         self.batch = sharding.place_rows(mesh, recipe.batch_size, lambda rows: batches.part(0, rows))
-        program = Program(self.job)
-        self.state = jax.jit(program.first_state, out_shardings=sharding.shardings(mesh, program.shapes))()
+        self.state = Program(self.job).initialize(mesh)
 
     def __call__(self) -> Any:
         self.state, metrics = self.step(self.state, {}, self.batch)
@@ -263,9 +262,9 @@ def step(preset: str, folder: Path, options: dict[str, Any] | None = None, **for
     import jax
 
     from model.accelerators import accelerator, flops_per_token
+    from model.training.compiled import bytes_of
 
     stepper = Stepper(folder, preset, form, options)
-    needs = stepper.step.memory_analysis()
     for _ in range(WARM):
         jax.block_until_ready(stepper())
     times = []
@@ -284,7 +283,7 @@ def step(preset: str, folder: Path, options: dict[str, Any] | None = None, **for
         "tokens_per_second": speed,
         "mfu": speed * flops_per_token(shape, length) / card.bfloat16 if card else None,
         "compile_seconds": stepper.compile_seconds,
-        "bytes": {"state": needs.argument_size_in_bytes, "temporary": needs.temp_size_in_bytes},
+        "bytes": dict(zip(PARTS, bytes_of(stepper.step), strict=True)),
         "peak_bytes_in_use": stats.get("peak_bytes_in_use"),
         "loss": float(loss),
     }
@@ -295,13 +294,13 @@ def compiled(folder: Path) -> Figures:
     import jax
 
     from model.accelerators import accelerator
-    from model.training.compiled import compile_step, mesh_of
+    from model.training.compiled import bytes_of, compile_step, mesh_of
 
     here = step("koda-124m", folder)
     if (card := accelerator(jax.devices()[0].device_kind)) is None:
         return {"here": here, "planned": None}
-    needs = compile_step(Job.read(folder / "koda-124m.json"), mesh_of(card, 1, 1, 1)).memory_analysis()
-    return {"here": here, "planned": {"state": needs.argument_size_in_bytes, "temporary": needs.temp_size_in_bytes}}
+    planned = compile_step(Job.read(folder / "koda-124m.json"), mesh_of(card, 1, 1, 1))
+    return {"here": here, "planned": dict(zip(PARTS, bytes_of(planned), strict=True))}
 
 
 def profile(folder: Path) -> Figures:

@@ -82,8 +82,8 @@ class Compute:
     scan: bool = False
 
     def forms(self) -> list["Compute"]:
-        """What `auto` stands for, the fastest first (bench/README.md), which is the one with the most memory; another
-        remat stands for itself."""
+        """What `auto` chooses from, the fastest first (bench/README.md), which takes the most memory; for any other
+        remat, that alone."""
         if self.remat != "auto":
             return [self]
         unrolled = replace(self, remat="none", scan=False)  # scanned, it would keep float32 beside bfloat16

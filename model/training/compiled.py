@@ -40,6 +40,13 @@ def state_shapes(program: Program, mesh: Mesh) -> State:
     )
 
 
+def bytes_of(step: jax.stages.Compiled) -> tuple[int, int]:
+    """What a compiled step takes on each device: its state and batch, and its temporaries."""
+    needs = step.memory_analysis()
+    assert needs is not None, "both backends, CPU and GPU, have the analysis"
+    return needs.argument_size_in_bytes, needs.temp_size_in_bytes
+
+
 def compile_step(job: Job, mesh: Mesh, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
     """The job's step on this mesh, as its training compiles it. `options`: XLA's, by their names."""
     program, recipe = Program(job), job.recipe

@@ -14,7 +14,7 @@ import jax
 from model import arrays, sharding
 from model.accelerators import USABLE, Accelerator
 from model.config import Compute
-from model.training.compiled import compile_step, mesh_of
+from model.training.compiled import bytes_of, compile_step, mesh_of
 from model.training.forms import DOUBLINGS, Form, Plan
 from model.training.hlo import operations
 from model.training.job import Job
@@ -59,6 +59,7 @@ class _Compiler:
 
     def __init__(self, card: Accelerator, devices: int):
         self.card, self.devices = card, devices
+        self.known: dict[tuple[Compute, int, int], Form] = {}
         self.backend = "gpu" if cuda_compiler() else "cpu"
 
     def mesh(self, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -67,17 +68,22 @@ class _Compiler:
         return sharding.make_mesh(fsdp, tensor)
 
     def __call__(self, job: Job) -> Form:
+        key = (job.compute, job.fsdp, job.recipe.batch_size)  # all that differs between the forms of a plan
+        if key not in self.known:
+            self.known[key] = self._compiled(job)
+        return self.known[key]
+
+    def _compiled(self, job: Job) -> Form:
         mesh = self.mesh(job.fsdp, job.tensor)
         compiled = compile_step(job, mesh)
-        needs = compiled.memory_analysis()
-        assert needs is not None, "both backends, CPU and GPU, have the analysis"
+        state, temporary = bytes_of(compiled)
         form = Form(
             remat=job.compute.remat,
             scan=job.compute.scan,
             fsdp=mesh.shape["fsdp"],
             rows=job.recipe.batch_size,
-            state=needs.argument_size_in_bytes,
-            temporary=needs.temp_size_in_bytes,
+            state=state,
+            temporary=temporary,
         )
         if self.backend == "cpu":
             return form

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from model import weights
+from model import sharding, weights
 from model.llama import Llama
 from model.lora import add_lora
 from model.training import optimizer as optimizers
@@ -33,6 +34,10 @@ class Program:
         """What a training of this job changes, at step 0."""
         params = nnx.to_pure_dict(nnx.state(network(self.job), nnx.LoRAParam if self.job.lora else nnx.Param))
         return State(jnp.int32(0), params, self.optimizer.init(params))
+
+    def initialize(self, mesh: Mesh) -> State:
+        """The same, computed where it will lie: no device ever has more of it than its part."""
+        return jax.jit(self.first_state, out_shardings=sharding.shardings(mesh, self.shapes))()
 
     def rebuild(self, params: Any, frozen: Any) -> Llama:
         """The network with these numbers."""

@@ -17,7 +17,7 @@ from model.files import append_line, atomic_write, read_json, read_lines, write_
 from model.training import distributed
 from model.training import optimizer as optimizers
 from model.training.checkpoints import Checkpoints
-from model.training.compiled import state_shapes
+from model.training.compiled import bytes_of, state_shapes
 from model.training.job import Job
 from model.training.program import Program
 from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
@@ -87,9 +87,7 @@ class Training:
 
     def step_bytes(self) -> int:
         """What a step takes on each device, the state included, by the compiler's analysis."""
-        needs = self.compiled_step().memory_analysis()
-        assert needs is not None, "both backends, CPU and GPU, have the analysis"
-        return needs.argument_size_in_bytes + needs.temp_size_in_bytes
+        return sum(bytes_of(self.compiled_step()))
 
     def compiled_step(self) -> jax.stages.Compiled:
         """The step, compiled and not run."""
@@ -97,11 +95,10 @@ class Training:
             return self.program.step.lower(state_shapes(self.program, self.mesh), self.frozen, self.batch(0)).compile()
 
     def begin(self) -> None:
-        """Take the state of step 0. It is computed where it will lie: no device ever has more of it than its part."""
-        shapes = self.program.shapes
-        self.state = jax.jit(self.program.first_state, out_shardings=sharding.shardings(self.mesh, shapes))()
+        """Take the state of step 0."""
+        self.state = self.program.initialize(self.mesh)
         if self.job.init is not None and self.job.lora is None:
-            params = arrays.unflatten(shapes.params, self._initial_weights())
+            params = arrays.unflatten(self.program.shapes.params, self._initial_weights())
             self.state = self.state._replace(params=sharding.place(self.mesh, params))
 
     def resume(self) -> int:

@@ -14,7 +14,7 @@ import pytest
 from flows.cli.plan import pretraining_job
 from flows.config import load
 from model.accelerators import ACCELERATORS, GIB, USABLE
-from model.training.compiled import compile_step, mesh_of, state_shapes
+from model.training.compiled import bytes_of, compile_step, mesh_of, state_shapes
 from model.training.hlo import Operation, operations
 from model.training.job import Job
 from model.training.plan import cuda_compiler
@@ -39,8 +39,7 @@ def compiled(preset: str, card: str, count: int, **changes: Any) -> tuple[int, i
     """Bytes of state, bytes of temporaries, and kernels of the step on one of the devices."""
     job = job_of(preset, **changes)
     step = compile_step(job, mesh_of(ACCELERATORS[card], count, job.fsdp, job.tensor))
-    needs = step.memory_analysis()
-    return needs.argument_size_in_bytes, needs.temp_size_in_bytes, operations(step.as_text())
+    return *bytes_of(step), operations(step.as_text())
 
 
 @pytest.mark.parametrize(("preset", "card", "count"), PRESETS)
