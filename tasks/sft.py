@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from model.config import LORA_TARGETS, LlamaConfig
 from model.data import conversations, packing
+from model.errors import KodaError
 from model.figures import (
     CheckpointFigures,
     CorpusFigures,
@@ -26,6 +27,9 @@ from tasks.stage import stage
 from tasks.supervise import call
 from tasks.training import TrainSection, run_training
 
+# In a run: where `koda convert RUN/checkpoint --to hf --out runs/RUN/base` puts the model that the adapter belongs to.
+BASE = "base/hf"
+
 
 class Sft(TrainSection):
     source: str | dict[str, PositiveFloat] = "docs"
@@ -42,8 +46,11 @@ class Sft(TrainSection):
     metadata: tuple[str, ...] = ()
     """Columns (or keys of a message) that are no part of a conversation, as `id`, `category` or `source` are not: they
     are left unread. Text in any other column that is no part of it either is bad input."""
+    context: NonNegativeInt = 0
+    """Tokens of a row, up to the model's context: a model with a long context learns short conversations in less memory
+    and time. 0: the model's context."""
     too_long: Literal["skip", "truncate", "refuse"] = "skip"
-    """A conversation longer than the context is left out, cut, or ends the stage; the first two are counted."""
+    """A conversation longer than a row is left out, cut, or ends the stage; the first two are counted."""
     train_end: bool = True
     """Learn the token that ends an answer. Off, answers never end: to see what it is for."""
     method: Literal["lora", "full"] = "lora"
@@ -79,6 +86,12 @@ class Sft(TrainSection):
             return None
         return LoraRecipe(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets)
 
+    def row(self, context: int) -> int:
+        """Tokens of a row, for a model of this context. Raises KodaError where it would be longer."""
+        if self.context > context:
+            raise KodaError(f"sft.context = {self.context}: the model's context is {context} tokens.")
+        return self.context or context
+
     def check(self) -> None:
         for source in weighted(self.source):
             conversations.check(source)
@@ -88,7 +101,7 @@ class Sft(TrainSection):
             split=self.split,
             language=self.language,
             tokenizer=str(tokens / "tokenizer.json"),
-            sequence_length=context,
+            sequence_length=self.row(context),
             too_long=self.too_long,
             bad_input=self.bad_input,
             train_end=self.train_end,
@@ -103,7 +116,8 @@ class Sft(TrainSection):
 @stage(version=3, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
-    facts = read_json(base / "weights/COMMIT.json")
+    shape = LlamaConfig(**read_json(base / "weights/COMMIT.json")["config"])
+    row = settings.row(shape.max_position_embeddings)
     data, log = out / "data", out / "sft.log"
     for note in chain.from_iterable(map(conversations.passed_over, weighted(settings.source))):
         log_line(f"sft        {note}")
@@ -120,7 +134,7 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         train_end=settings.train_end,
         metadata=[*settings.metadata],
         tokenizer=tokens / "tokenizer.json",
-        sequence_length=facts["config"]["max_position_embeddings"],
+        sequence_length=row,
         heldout_fraction=settings.heldout_fraction,
     )
     if counts.unread:
@@ -135,14 +149,23 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         ends = call("model.evaluation.endings:measure", log, EndingFigures, model=base / "weights", **prompts)
         return SftFigures(**asdict(counts), **asdict(ends), ends_by_itself_before=ends.ends_by_itself)
     job = settings.job(
-        LlamaConfig(**facts["config"]),
+        shape,
         folder=str(out),
         train=str(data / "train"),
         heldout=str(data / "heldout"),
         end_of_text=tokens.figures.end_of_text,
         init=str(base / "weights"),
         lora=settings.lora(),
+        row=row,
     )
     trained = run_training("sft", job, [settings.steps], settings)
-    tuned = call("model.evaluation.finetuned:finish", log, FinetunedFigures, job=out / "job.json", out=out, **prompts)
+    tuned = call(
+        "model.evaluation.finetuned:finish",
+        log,
+        FinetunedFigures,
+        job=out / "job.json",
+        out=out,
+        base=out.parent / BASE,
+        **prompts,
+    )
     return SftFigures(**asdict(counts), **(asdict(trained) | asdict(tuned)))

@@ -104,7 +104,7 @@ class TrainSection(Section):
         return Compute(dtype=self.dtype, remat=self.remat, scan=self.scan)
 
     def recipe(self) -> Recipe:
-        known = {"z_loss": 0.0, "isolate_documents": False, **self.model_dump()}
+        known = {"z_loss": 0.0, "isolate_documents": False, "snapshots": 0, **self.model_dump()}
         return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
 
     def job(
@@ -117,13 +117,14 @@ class TrainSection(Section):
         end_of_text: int,
         init: str | None = None,
         lora: LoraRecipe | None = None,
+        row: int = 0,
     ) -> Job:
-        """A training of this shape by these settings, in rows of the model's whole context."""
+        """A training of this shape by these settings, in rows of `row` tokens; 0: of the model's whole context."""
         return Job(
             folder=folder,
             train=train,
             heldout=heldout,
-            sequence_length=model.max_position_embeddings,
+            sequence_length=row or model.max_position_embeddings,
             end_of_text=end_of_text,
             model=model,
             compute=self.compute(),

@@ -1,15 +1,19 @@
-"""`koda convert`: a model that others trained → exports for transformers, llama.cpp and MLX, without a run."""
+"""`koda convert`: a model that others trained, or a run's, → exports for transformers, llama.cpp and MLX, anywhere."""
 
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flows.cli.located import COMMIT, locate
 from flows.server.embedded import prepare_environment
 from model.errors import KodaError
 from model.figures import PretrainFigures
+from model.training.records import CHECKPOINTS
 
 if TYPE_CHECKING:
+    from flows.cli.located import Located
+    from model.config import LlamaConfig
     from model.data.vocabulary import Vocabulary
     from model.figures import ParityFigures
     from tasks.convert import Convert
@@ -20,7 +24,9 @@ COMPARED = 60_000  # characters of that text
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a Hugging Face folder (safetensors) or a .gguf file of a Llama"
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face folder (safetensors) or a .gguf file of a Llama; a run, or RUN/STAGE",
     )
     parser.add_argument("--to", default="hf,gguf,mlx", metavar="FORMATS", help="some of hf,gguf,mlx (default: all)")
     parser.add_argument(
@@ -33,14 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from model.export import original
-
-    path = arguments.model
-    name = path.stem if path.suffix == ".gguf" else path.absolute().name
+    theirs = Path(arguments.model)
+    located = None if theirs.exists() and not (theirs / COMMIT).is_file() else locate(arguments.model)
+    name = theirs.stem if theirs.suffix == ".gguf" else theirs.absolute().name
+    if located is not None and located.tokens is not None:
+        name = located.tokens.parent.name
     out = arguments.out or Path(f"{name}-exports")
     if out.exists():
         raise KodaError(f"{out} is there already. Name a new folder with --out.")
-    model = original.read(path)  # refuse before anything is imported that takes seconds
+    source = _of_run(located) if located is not None else _of_others(theirs)  # refuse before imports that take seconds
     prepare_environment()
     from flows.environment import causes_only
 
@@ -48,12 +55,44 @@ def main(arguments: argparse.Namespace) -> None:
         [text for text in arguments.to.split(",") if text], [text for text in arguments.quant.split(",") if text]
     )
     chosen.check_runtimes()
-    if misfit := chosen.misfit(model.shape):
-        raise KodaError(f"{path}: {misfit} Choose other types with --quant.")
-    about = {"name": name, "author": "", "license": model.license, "url": "", "datasets": []}
+    if misfit := chosen.misfit(source.shape):
+        raise KodaError(f"{arguments.model}: {misfit} Choose other types with --quant.")
+    about = {"name": name, "author": "", "license": "", "url": "", "datasets": []} | source.about
     with causes_only():
-        parity = convert(path, model.vocabulary, out, chosen, about)
+        parity = convert(source, out, chosen, about)
     print("\n".join(as_lines(out, parity)))
+
+
+class Source(NamedTuple):
+    """A model to be exported."""
+
+    path: Path
+    shape: "LlamaConfig"
+    vocabulary: "Vocabulary"
+    about: dict[str, str]
+    is_koda: bool  # the folder has weights as Koda stores them
+
+
+def _of_others(path: Path) -> Source:
+    from model.export import original
+
+    model = original.read(path)
+    return Source(path, model.shape, model.vocabulary, {"license": model.license}, False)
+
+
+def _of_run(located: "Located") -> Source:
+    from model import weights
+    from model.data import tokenizer as tokenizers
+    from tasks.runs.paths import read_configuration
+
+    if located.tokens is None:
+        raise KodaError(f"{located.name} has weights without a tokenizer, and is not in a run that has one.")
+    if located.path.parent.name == CHECKPOINTS:
+        raise KodaError(f"{located.name} is still being trained: its checkpoint stage has the weights to be exported.")
+    stated = read_configuration(located.tokens.parent).get("about", {})
+    about = {name: stated[name] for name in ("author", "license", "url") if name in stated}
+    vocabulary = tokenizers.load(str(located.tokens / "tokenizer.json"))
+    return Source(located.path, weights.config(located.path), vocabulary, about, True)
 
 
 def settings(formats: list[str], types: list[str]) -> "Convert":
@@ -77,9 +116,7 @@ def settings(formats: list[str], types: list[str]) -> "Convert":
     return Convert.model_validate(chosen)
 
 
-def convert(
-    path: Path, vocabulary: "Vocabulary", out: Path, chosen: "Convert", about: dict[str, Any]
-) -> "dict[str, ParityFigures]":
+def convert(source: Source, out: Path, chosen: "Convert", about: dict[str, Any]) -> "dict[str, ParityFigures]":
     """Write the exports to `out`, which gets its name once each agrees with the model in its own runtime."""
     from model.data import docs
     from model.data.shards import ShardWriter
@@ -90,14 +127,11 @@ def convert(
     shutil.rmtree(building, ignore_errors=True)
     beside = building / BESIDE
     log = beside / "convert.log"
-    call(
-        "model.export.adopt:adopt",
-        log,
-        PretrainFigures,
-        source=path.absolute(),
-        tokenizer=path.absolute(),
-        out=beside / "weights",
-    )
+    path = str(source.path.absolute())
+    if not source.is_koda:
+        call("model.export.adopt:adopt", log, PretrainFigures, source=path, tokenizer=path, out=beside / "weights")
+    weights = source.path if source.is_koda else beside / "weights"
+    vocabulary = source.vocabulary
     vocabulary.save(beside)
     text = "\n\n".join(topic.text for topic in docs.topics())[:COMPARED]
     writer = ShardWriter(beside / "heldout", vocabulary.size, COMPARED)
@@ -106,10 +140,10 @@ def convert(
     parity = export(
         building,
         chosen,
-        weights=beside / "weights",
+        weights=weights,
         tokenizer=beside / "tokenizer.json",
         heldout=beside / "heldout",
-        trained=beside / "weights",
+        trained=weights,
         log=log,
         about=about,
     )

@@ -5,15 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from flows.cli.located import TOKENIZER, locate
 from model.errors import KodaError
-from model.training.records import CHECKPOINTS
-from tasks.runs.paths import existing, folder_of
-
-COMMIT = "COMMIT.json"
-STAGES = ("extend", "sft", "checkpoint")  # a run's name means the weights of the last of these that is done
-TOKENIZER = "tokenize/tokenizer.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,38 +32,6 @@ def main(arguments: argparse.Namespace) -> None:
     with causes_only():
         scores = evaluate(arguments.model, arguments.suite, names, arguments.data, arguments.limit, arguments.against)
     print(json.dumps(scores, indent=1, default=asdict) if arguments.json else "\n".join(as_lines(scores)))
-
-
-class Located(NamedTuple):
-    """A model, and the folder `tokenize` of the run that it belongs to, if it belongs to one."""
-
-    name: str
-    path: Path
-    tokens: Path | None
-
-
-def locate(model: str) -> Located:
-    """What MODEL names: a path to a model, a run, or RUN/STAGE. Raises KodaError for anything else."""
-    path = Path(model)
-    if path.is_file() or any((path / name).is_file() for name in (COMMIT, "config.json")):
-        run = next((parent for parent in path.absolute().parents if (parent / TOKENIZER).is_file()), None)
-        return Located(model, path, run / "tokenize" if run else None)
-    name, _, stage = model.partition("/")
-    if not (folder_of(name) / "run.toml").is_file():
-        raise KodaError(f"{model} is not a model: no run has that name, and no folder or file with a model.")
-    folder = existing(name)
-    if stage not in ("", *STAGES, "pretrain"):
-        raise KodaError(f"{model}: weights are in {', '.join((*STAGES, 'pretrain'))}.")
-    places = [folder / one / "weights" for one in STAGES if stage in ("", one)]
-    if stage in ("", "pretrain"):
-        checkpoints = [
-            p.parent for p in (folder / "pretrain" / CHECKPOINTS).glob(f"*/{COMMIT}") if p.parent.name.isdigit()
-        ]
-        places += sorted(checkpoints, key=lambda p: -int(p.name))
-    weights = next((place for place in places if (place / COMMIT).is_file()), None)
-    if weights is None:
-        raise KodaError(f"{model} has no weights yet: the command that began the run goes on with it.")
-    return Located(model, weights, folder / "tokenize")
 
 
 def evaluate(model: str, suite: str, tasks: Sequence[str], data: str, limit: int, against: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Fitting:
             if any(tokens.trained):
                 yield item, tokens
             else:
-                self._leave_out(Flaw(item.name, "nothing_to_learn", "there is no answer in it (within the context)"))
+                self._leave_out(Flaw(item.name, "nothing_to_learn", "there is no answer in it (within the row)"))
 
     def _leave_out(self, flaw: Flaw) -> None:
         if self.bad_input == "refuse" and flaw.reason not in COUNTED:
@@ -107,7 +107,7 @@ class Fitting:
         bad = "".join(f", {count} left out as {reason}" for reason, count in self.skipped().items())
         return KodaError(
             f"sft.source = {', '.join(source)} has {trained} conversations to train on and {heldout} held out "
-            f"({self.counts['too_long']} were longer than the context of {self.length} tokens, "
+            f"({self.counts['too_long']} were longer than a row of {self.length} tokens, "
             f"{self.counts['cut']} were cut to it{bad}). Both parts need some."
         )
 
@@ -180,7 +180,7 @@ def _fit(tokens: chat.Tokens, length: int, too_long: str, name: str) -> chat.Tok
         return tokens
     if too_long == "refuse":
         raise KodaError(
-            f"{name}: {len(tokens.ids)} tokens, the context takes {length}. Shorten it, leave out all such with "
+            f"{name}: {len(tokens.ids)} tokens, a row takes {length}. Shorten it, leave out all such with "
             "sft.too_long=skip, or cut them with sft.too_long=truncate."
         )
     return chat.Tokens(tokens.ids[:length], tokens.trained[:length]) if too_long == "truncate" else None

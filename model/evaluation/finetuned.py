@@ -13,8 +13,10 @@ from model.training.job import Job
 from model.training.promote import restored, trained
 
 
-def finish(job: str, tokenizer: str, prompts: str, out: str, limit: int) -> FinetunedFigures:
+def finish(job: str, tokenizer: str, prompts: str, out: str, base: str, limit: int) -> FinetunedFigures:
     """Write adapter/ and the merged weights/ of the finished fine-tuning `job` (a file) below `out`.
+
+    `base`: where the adapter's base model will be, if somebody exports it.
 
     `limit`: tokens within which answers to the held-out `prompts` should end, before and after.
     """
@@ -22,7 +24,7 @@ def finish(job: str, tokenizer: str, prompts: str, out: str, limit: int) -> Fine
     training, facts = restored(finished)
     model = trained(training)
     if finished.lora is not None:
-        write_adapter(Path(out) / "adapter", model, finished.lora)
+        write_adapter(Path(out) / "adapter", model, finished.lora, Path(base))
     merge_lora(model)
     weights.save(Path(out) / "weights", model)
 

@@ -13,8 +13,9 @@ from model.lora import Lora, adapted
 from model.training.job import LoraRecipe
 
 
-def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe) -> None:
-    """Write the updates beside the matrices as a folder that `peft.PeftModel.from_pretrained` loads."""
+def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe, base: Path) -> None:
+    """Write the updates beside the matrices as a folder that PEFT loads; `base`: where it looks for the model that they
+    belong to, a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     for name, linear in adapted(model, recipe.targets):
@@ -37,6 +38,6 @@ def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe) -> None:
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "base_model_name_or_path": None,
+            "base_model_name_or_path": str(base.absolute()),
         },
     )

@@ -133,7 +133,7 @@ def tokens(tmp_path: Path, tokenizer_file: Path) -> Built[CorpusFigures]:
         (
             {"model.max_position_embeddings": "16"},
             "",
-            r"has 0 conversations .*\(2 were longer than the context of 16",
+            r"has 0 conversations .*\(2 were longer than a row of 16",
         ),
         ({"model.max_position_embeddings": "16"}, "checkpoint", ""),
         ({"model.max_position_embeddings": "64"}, "", ""),
@@ -142,6 +142,8 @@ def tokens(tmp_path: Path, tokenizer_file: Path) -> Built[CorpusFigures]:
             "",
             "0 were longer .* 2 were cut to it, 2 left out as nothing_to_learn",
         ),
+        ({"sft.context": "12", "sft.too_long": "skip"}, "", "2 were longer than a row of 12 tokens"),
+        ({"sft.context": "65"}, "", r"sft\.context = 65: the model's context is 64 tokens\."),
         (
             {"extend.factor": "2.5"},
             "",

@@ -51,24 +51,16 @@ def test_published_files_answer_and_stop_in_their_runtimes(finished_run: Path) -
         assert answer(runtime, question, greedy) == expected, runtime
 
 
-def test_adapter_in_peft_equals_the_merged_model(finished_run: Path) -> None:
-    """The base with the adapter, in PEFT, gives the logits of the merged model."""
+def test_adapter_in_peft_equals_the_merged_model(project: Path, finished_run: Path) -> None:
+    """One command exports the base to where the adapter names it; both together, in PEFT, give the merged logits."""
     import peft
     import torch
-    from transformers import AutoModelForCausalLM
 
     from model import weights
-    from model.data import tokenizer as tokenizers
-    from model.export.formats import hf
 
-    hf.write(
-        finished_run / "base-hf",
-        weights.read(finished_run / "checkpoint/weights"),
-        tokenizers.load(str(finished_run / "tokenize/tokenizer.json")),
-        "float32",
-    )
-    base = AutoModelForCausalLM.from_pretrained(finished_run / "base-hf")
-    adapted = peft.PeftModel.from_pretrained(base, finished_run / "sft/adapter").eval()
+    export = [KODA, "convert", "small/checkpoint", "--to", "hf", "--out", str(finished_run / "base")]
+    subprocess.run(export, cwd=project, check=True, capture_output=True, timeout=300)
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(finished_run / "sft/adapter").eval()
     tokens = torch.arange(5, 45)[None]
     with torch.no_grad():
         theirs = adapted(tokens).logits.numpy()

@@ -1,4 +1,4 @@
-"""`koda eval`: what is refused before a model is opened."""
+"""`koda eval` and `koda convert`: what is refused before a model is opened."""
 
 from pathlib import Path
 

@@ -181,7 +181,7 @@ def test_a_conversation_that_is_too_long_is_left_out_cut_or_refused(tmp_path: Pa
     ]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     assert packed(source).too_long == 2
-    with pytest.raises(KodaError, match=r"tokens, the context takes 65.*sft\.too_long=skip"):
+    with pytest.raises(KodaError, match=r"tokens, a row takes 65.*sft\.too_long=skip"):
         packed(source, too_long="refuse")
     with pytest.raises(KodaError, match="no answer in it"):  # cut before its answer begins
         packed(source, too_long="truncate")
