@@ -68,6 +68,9 @@ class Pretrain(TrainSection):
     """Task runs that the steps are cut into. Half an hour or more each, and the restarts are lost in the noise."""
     isolate_documents: bool = False
     """Attention does not cross from one document of a row into the next."""
+    snapshots: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 24
+    """How many times the weights are kept along the training, for `koda inspect`, in bfloat16: at steps 0, 1, 2, 4, …
+    512, then evenly to the end. 0: never."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of log²Z in the loss, which keeps logits small in long bfloat16 runs (1e-4 is usual)."""
 

@@ -102,6 +102,7 @@ def planned(
         "expected_loss": expected_loss(job.model.parameters, tokens),
         "disk_bytes": {
             "checkpoints": kept * step.checkpoint,
+            "snapshots": 2 * job.model.parameters * len(job.recipe.snapshot_steps()),
             "token_shards": tokens * (2 if job.model.vocab_size <= 1 << 16 else 4),
             "weights_and_exports": round(weights * (3 + 2 * (1 + 0.5 + 0.27 + 0.5 + 0.27))),
         },

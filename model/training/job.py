@@ -34,6 +34,17 @@ class Recipe:
     log_every_steps: int
     evaluate_every_steps: int
     evaluate_rows: int
+    snapshots: int  # steps whose weights are kept, at most
+
+    def snapshot_steps(self) -> list[int]:
+        """The steps whose weights are kept: 0, 1, 2, 4, … 512, where most happens in few steps, then evenly to the
+        last; where `snapshots` are fewer than that, some of these."""
+        early = [0] + [2**n for n in range(10) if 2**n < self.steps]
+        late = max(1, self.snapshots - len(early))
+        even = [early[-1] + round((self.steps - early[-1]) * number / late) for number in range(1, late + 1)]
+        kept = sorted({*early, *even})
+        count, last = min(self.snapshots, len(kept)), len(kept) - 1
+        return sorted(kept[last - round(last * number / max(1, count - 1))] for number in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ class Attempt:
             return DONE
         self.heart.beat("compile", step)
         self.training.settle(distributed.device_memory())
+        self.training.take_snapshot(step)
         pending: Unchecked | None = None
         due = ""
         while step < until and not distributed.should_stop(step, self.stop_asked):
@@ -100,6 +101,7 @@ class Attempt:
                 return ROLLED_BACK
             pending = Unchecked(step, metrics, waited)
             self.heart.beat("train", step)
+            self.training.take_snapshot(step)
             self.training.checkpoints.finish_completed_save()
             due = self._due(step) or due
             if step < until and due:

@@ -21,6 +21,7 @@ from model.training.compiled import bytes_of, state_shapes
 from model.training.job import Job
 from model.training.program import Program
 from model.training.records import CHECKPOINTS, METRICS, WINDOWS, Event, HeldoutMetrics, TrainingMetrics, log_event
+from model.training.snapshots import Snapshots
 from model.training.step import loss, trained_tokens
 
 
@@ -45,6 +46,7 @@ class Training:
             verify_every=self.recipe.verify_every_saves,
             patience=60 * self.recipe.full_disk_minutes,
         )
+        self.snapshots = Snapshots(job, self.note)
         self._measure = jax.jit(self._heldout_part)
 
     def _batches(self, folder: str) -> Batches:
@@ -139,13 +141,19 @@ class Training:
         """Have the next attempt go on from the last checkpoint, after the data read since."""
         self.checkpoints.wait()
         start = max(self.checkpoints.steps(), default=0)
+        self.snapshots.drop_after(start)
         if distributed.is_writer():
             write_json(self.folder / WINDOWS, [*self.windows, [start, step - start]])
         batches = [self.cursor(start), self.cursor(start) + step - start]
         self.note(Event.ROLLBACK, start, cause=cause, batches=batches)
 
+    def take_snapshot(self, step: int) -> None:
+        """Keep the weights, which are those of `step`, if they are to be kept."""
+        self.snapshots.take(step, self.state.params)
+
     def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         """Begin a checkpoint of the state, which is at `step`."""
+        self.snapshots.wait()  # an attempt that goes on from this checkpoint does not pass its steps again
         self.checkpoints.save(step, self.state, permanent=permanent, **facts)
 
     def heldout_loss(self, beat: Callable[[], None] = lambda: None) -> float:

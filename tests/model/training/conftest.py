@@ -21,7 +21,9 @@ def job(tmp_path_factory: pytest.TempPathFactory, prose: str, tokenizer_file: Pa
         writer.add(vocabulary.plain(text))
         writer.close()
     shape = replace(SHAPE, vocab_size=512, tie_word_embeddings=True)
-    recipe = replace(RECIPE, steps=60, batch_size=8, optimizer="muon", weight_decay=0.1, save_every_steps=20)
+    recipe = replace(
+        RECIPE, steps=60, batch_size=8, optimizer="muon", weight_decay=0.1, save_every_steps=20, snapshots=8
+    )
     return Job(
         folder=str(root / "uninterrupted"),
         train=str(root / "train"),

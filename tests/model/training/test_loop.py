@@ -23,6 +23,7 @@ from model.training import goodput
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job
 from model.training.records import WINDOWS, Event, read_events, read_metrics
+from model.training.snapshots import SNAPSHOTS, taken
 
 
 def start(job: Job, until: int = 60) -> subprocess.Popen:
@@ -55,6 +56,15 @@ def uninterrupted(job: Job) -> Job:
     return job
 
 
+def snapshots(job: Job) -> dict[int, dict[str, int]]:
+    """The checksums of all snapshots, by their steps."""
+    folder = Path(job.folder) / SNAPSHOTS
+    return {
+        step: {name: array["crc32"] for name, array in arrays.facts(folder / str(step))["arrays"].items()}
+        for step in taken(Path(job.folder))
+    }
+
+
 def losses(job: Job) -> list[float]:
     return [line.loss for line in read_metrics(Path(job.folder)).training]
 
@@ -82,8 +92,20 @@ def test_kill_changes_nothing(uninterrupted: Job, tmp_path: Path, step: int) -> 
     kept = [int(p.parent.name) for p in Path(job.folder).glob("checkpoints/*/COMMIT.json")]
     assert max(kept, default=0) >= step - 20 - 8  # at most the work since the last save (a few steps run ahead of it)
     assert start(job).wait() == DONE
-    assert crc(job) == crc(uninterrupted)
+    assert crc(job) == crc(uninterrupted) and snapshots(job) == snapshots(uninterrupted)
     assert steps(job) == list(range(1, 61))  # each once, though some were done twice
+
+
+def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(uninterrupted: Job, tmp_path: Path) -> None:
+    steps = uninterrupted.recipe.snapshot_steps()
+    assert list(snapshots(uninterrupted)) == steps and len(steps) == 8 and steps[0] == 0 and steps[-1] == 60
+    model = weights.load(Path(uninterrupted.folder) / SNAPSHOTS / "60")
+    saved = arrays.read(Path(uninterrupted.folder) / "checkpoints/60")
+    for name, leaf in arrays.flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items():
+        assert (leaf == saved[f"params/{name}"].astype("bfloat16").astype("float32")).all(), name
+    job = replace(uninterrupted, folder=str(tmp_path / "without"), recipe=replace(uninterrupted.recipe, snapshots=0))
+    assert start(job).wait() == DONE
+    assert crc(job) == crc(uninterrupted) and not snapshots(job)
 
 
 def test_two_segments_are_one_training(uninterrupted: Job, tmp_path: Path) -> None:
@@ -188,6 +210,7 @@ def test_many_bad_batches_are_stepped_over(uninterrupted: Job, tmp_path: Path, f
     write_json(Path(skips.folder) / WINDOWS, windows)
     assert start(skips).wait() == DONE
     assert crc(skips) == crc(job) != crc(uninterrupted)
+    assert snapshots(skips) == snapshots(job) != snapshots(uninterrupted)
 
 
 def test_weights_that_are_not_finite_are_refused(uninterrupted: Job, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ RECIPE = Recipe(
     log_every_steps=1,
     evaluate_every_steps=50,
     evaluate_rows=2,
+    snapshots=0,
 )
 
 
