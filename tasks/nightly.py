@@ -142,7 +142,8 @@ def verdict(name: str, what: str, compared: dict[str, list[Compared]]) -> None:
 
 def show(run: Path, nights: list[dict[str, Any]], compared: dict[str, list[Compared]]) -> None:
     """A line in the log, and on the run's page the table of tonight and the picture of all nights."""
-    from tasks.reports.plots import history, save
+    from tasks.reports.drawing import save
+    from tasks.reports.plots import history
 
     what, figures = nights[-1]["what"], typed(Measurement, nights[-1]).figures
     log_line(f"{run.name}: {what}: {figures.bits_per_byte:.4f} bits per byte; night {len(nights)}")

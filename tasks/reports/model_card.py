@@ -196,7 +196,7 @@ def parameters(run: Path) -> str:
 
 def curve_picture(run: Path, path: Path) -> None:
     """The loss by step as a picture for the card; nothing where the run trained no base model."""
-    from tasks.reports import plots  # here, as a command that is refused need not wait for Matplotlib
+    from tasks.reports import drawing, plots  # here, as a command that is refused need not wait for Matplotlib
 
     if metrics := read_metrics(run / "pretrain"):
-        plots.save(plots.loss(metrics, restarts(read_events(run / "pretrain"))), path)
+        drawing.save(plots.loss(metrics, restarts(read_events(run / "pretrain"))), path)

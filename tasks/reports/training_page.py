@@ -66,7 +66,8 @@ class Page:
             artifacts.table(artifacts.key(self.run, self.label, what), rows, f"{self.label}: {what}")
 
     def _draw(self, metrics: Metrics) -> None:
-        from tasks.reports.plots import loss, save
+        from tasks.reports.drawing import save
+        from tasks.reports.plots import loss
 
         save(loss(metrics, restarts(read_events(self.folder))), self.folder / PICTURE)
         about = f"{self.label}: loss up to step {metrics.training[-1].step:,}"

@@ -14,7 +14,7 @@ import pytest
 from model.figures import CorpusFigures, EvaluateFigures, PretrainFigures, Sample, TaskFigures
 from model.files import append_line, write_json
 from model.training.records import EVENTS, METRICS, Event, HeldoutMetrics, TrainingMetrics
-from tasks.reports import plots
+from tasks.reports import drawing, plots
 from tasks.reports.comparison import compare
 from tasks.reports.recorded import RecordedRun
 from tasks.reports.run_report import report
@@ -219,7 +219,7 @@ def test_runs_with_other_held_out_text_are_not_compared_item_by_item(tmp_path: P
 
 def test_picture_for_a_card_is_legible_on_a_dark_page(tmp_path: Path) -> None:
     """The colour that a page replaces by its own is nowhere in it, the legend included."""
-    picture = plots.png(plots.loss(RecordedRun(run_in_pretraining(tmp_path, "a")).metrics("pretrain"), [20]))
+    picture = drawing.png(plots.loss(RecordedRun(run_in_pretraining(tmp_path, "a")).metrics("pretrain"), [20]))
     pixels = np.array(PIL.Image.open(io.BytesIO(picture)).convert("RGB"))
-    ink = np.round(255 * np.array(matplotlib.colors.to_rgb(plots.INK)))
+    ink = np.round(255 * np.array(matplotlib.colors.to_rgb(drawing.INK)))
     assert not (pixels == ink).all(axis=-1).any()
