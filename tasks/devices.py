@@ -39,6 +39,18 @@ def platforms() -> dict[str, str]:
     return {"JAX_PLATFORMS": "cuda,cpu"} if gpus() and "JAX_PLATFORMS" not in os.environ else {}
 
 
+def free_or_cpu() -> dict[str, str]:
+    """The environment of a process that takes a GPU which nobody uses, or else the processor."""
+    taken = gpus()
+    return (_on_free(taken) or {"JAX_PLATFORMS": "cpu"}) if taken else {}
+
+
+def _on_free(taken: dict[str, float]) -> dict[str, str]:
+    """The environment of a process on the freest of these GPUs; empty where even that is in use."""
+    index, share = min(taken.items(), key=lambda one: one[1])
+    return {"CUDA_VISIBLE_DEVICES": index, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if share <= FREE else {}
+
+
 def await_free(hours: float) -> dict[str, str]:
     """The environment of a process that is to run on a GPU which nobody uses; on a machine without any, an empty one.
 
@@ -47,9 +59,8 @@ def await_free(hours: float) -> dict[str, str]:
     deadline = time.monotonic() + 3600 * hours
     announced = False
     while taken := gpus():
-        index, share = min(taken.items(), key=lambda one: one[1])
-        if share <= FREE:
-            return {"CUDA_VISIBLE_DEVICES": index, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if environment := _on_free(taken):
+            return environment
         if time.monotonic() >= deadline:
             raise KodaError(f"none of {len(taken)} GPUs became free in {hours:g} h; the next night tries again.")
         if not announced:

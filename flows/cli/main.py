@@ -11,9 +11,13 @@ from model.errors import KodaError
 COMMANDS = {  # a command's module has `add_arguments(parser)` and `main(arguments)`, and is imported for that alone
     "run": ("run", "Run the pipeline; a stage whose result is up to date is skipped."),
     "import": ("import_model", "Begin a run with a LlamaForCausalLM that others trained."),
-    "convert": ("convert", "Export a LlamaForCausalLM that others trained: for transformers, llama.cpp and MLX."),
+    "convert": (
+        "convert",
+        "Export a LlamaForCausalLM that others trained, or a run's: transformers, llama.cpp, MLX.",
+    ),
     "status": ("status", "How far a run is."),
     "report": ("report", "Write a run's report; with a second run, one that compares the two."),
+    "inspect": ("inspect", "Write a page about the inside of a run's model: how it learned, and what happens in it."),
     "chat": ("chat", "Talk to a run's model."),
     "plan": ("plan", "What a run will take, before any of it is paid for."),
     "eval": ("eval", "Evaluate a model: a run's, a Hugging Face or MLX folder, or a GGUF file."),

@@ -17,7 +17,8 @@ from model.figures import (
 )
 from model.training.goodput import goodput, shares
 from tasks.progress import clock
-from tasks.reports import html, plots
+from tasks.reports import html, inspect_plots, plots
+from tasks.reports.inspect_guide import SCORES
 from tasks.reports.recorded import RecordedRun
 from tasks.reports.tables import NONE, PARITY, TASK, Table, scored, side_by_side
 
@@ -35,6 +36,7 @@ def compare(first: Path, second: Path) -> Path:
         html.table(["", *names], _facts(runs)),
         _differences(runs),
         _curves(runs),
+        _inside(runs),
         _context(runs),
         _parity(runs),
         _evaluation(runs),
@@ -127,6 +129,20 @@ def _curves(runs: Two) -> str:
     caption = "Loss of each logged batch (thin) and of the held-out rows (dots)."
     picture = plots.against(dict.fromkeys(axes, curves))
     return html.heading("Pretraining") + html.figure(picture, caption)
+
+
+def _inside(runs: Two) -> str:
+    """How the heads of both learned, where both were looked into."""
+    seen = [run.inspection() for run in runs]
+    if not all(seen):
+        return ""
+    pictures = []
+    for run, one in zip(runs, seen, strict=True):
+        assert one is not None
+        titles = {name: f"{title} (chance {one.learning.chance[name]:.3g})" for name, title in SCORES.items()}
+        shown = {name: titles[name] for name in ("induction", "previous", "duplicate", "copying")}
+        pictures.append(html.heading(run.name, 3) + html.figure(inspect_plots.course(one.learning, shown), ""))
+    return html.heading("How their heads learned (koda inspect)") + html.beside(*pictures)
 
 
 def _context(runs: Two) -> str:

@@ -40,6 +40,11 @@ pre { background: var(--tint); padding: .8rem; border-radius: .5rem; font-size: 
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
 code { overflow-wrap: anywhere; }
+.beside svg.wide { display: none; } .beside svg.narrow { display: block; }
+pre.text { max-height: 18rem; overflow-y: auto; }
+h4 { font-size: .9rem; font-weight: 500; margin: 1rem 0 .2rem; } li { margin: .3rem 0; }
+.tokens table { width: auto; font-size: .8rem; } .tokens th, .tokens td { padding: .25rem .4rem; white-space: nowrap; }
+.tokens td:first-child { color: var(--soft); padding-right: .6rem; z-index: 1; }
 """
 
 
@@ -74,8 +79,10 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def heading(text: str, level: int = 2) -> str:
-    return f"<h{level}>{escaped(text)}</h{level}>"
+def heading(text: str, level: int = 2, mark: str = "") -> str:
+    """`mark`: the name by which links on the page lead here."""
+    place = f' id="{mark}"' if mark else ""
+    return f"<h{level}{place}>{escaped(text)}</h{level}>"
 
 
 def note(text: str) -> str:
@@ -121,3 +128,49 @@ def folded(summary: str, inside: str) -> str:
 def sample(prompt: str, text: str) -> str:
     """Text that a model generated, the prompt in bold."""
     return f"<pre><b>{escaped(prompt)}</b>{escaped(text)}</pre>"
+
+
+def links(items: Iterable[tuple[str, str]]) -> str:
+    """Numbered sentences, each with a link to the mark on the page that it is about."""
+    rows = (f'<li>{escaped(text)} <a href="#{mark}">Show it</a></li>' for text, mark in items)
+    return f"<ol>{''.join(rows)}</ol>"
+
+
+def explained(picture: str, lines: Iterable[str], code: str) -> str:
+    """A picture, what it shows line by line, and where the code is."""
+    below = "".join(f"<figcaption>{escaped(line)}</figcaption>" for line in lines)
+    return f"<figure>{picture}{below}<figcaption>Code: <code>{escaped(code)}</code></figcaption></figure>"
+
+
+def coloured(pieces: Sequence[str], shades: Sequence[float], values: Sequence[float | None], unit: str) -> str:
+    """A text on whose pieces lies more colour the larger their shade is, from 0 to 1; values are shown on pointing."""
+    spans = []
+    for piece, shade, value in zip(pieces, shades, values, strict=True):
+        title = "" if value is None else f' title="{value:.3g} {unit}"'
+        spans.append(f"<span{title}{_ground(shade)}>{html.escape(piece)}</span>")
+    return f"<pre class=text>{''.join(spans)}</pre>"
+
+
+def _ground(shade: float) -> str:
+    """A background that the page's text can be read on, light or dark."""
+    return f' style="background:rgb(224 131 47/{0.75 * min(shade, 1):.2f})"' if shade > 0.01 else ""
+
+
+def token_table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[tuple[str, float, str]]]]) -> str:
+    """A column for each token of `head`; each cell is a text, a shade from 0 to 1, and what is shown on pointing."""
+    top = "".join(f"<th class=l>{_visible(piece)}</th>" for piece in head)
+    body = "".join(
+        f"<tr><td>{escaped(name)}</td>"
+        + "".join(
+            f'<td class=l title="{html.escape(more, quote=True)}"{_ground(shade)}>{_visible(text)}</td>'
+            for text, shade, more in cells
+        )
+        + "</tr>"
+        for name, cells in rows
+    )
+    return f"<div class='scroll tokens'><table><tr><th></th>{top}</tr>{body}</table></div>"
+
+
+def _visible(piece: str) -> str:
+    """A piece of text in a cell, its spaces and line breaks to be seen."""
+    return html.escape(piece.replace("\n", "⏎").replace(" ", "·").replace("\t", "⇥"))

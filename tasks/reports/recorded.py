@@ -1,5 +1,6 @@
 """What a run has written down so far, for those who report it: finished stages, metrics, hardware."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -8,13 +9,16 @@ from typing import Any, TypeVar
 
 from model.figures import PublishFigures
 from model.files import read_json
+from model.inspect.figures import Inspection
 from model.training.goodput import DOWN, goodput
 from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
 from tasks.runs.paths import STAGES, read_configuration
 from tasks.runs.record import read_figures, read_record
 from tasks.runs.run import flat
+from tasks.typed import typed
 
 TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the longer context"}
+INSPECTION, INSPECTED = "inspect/inspect.json", "inspect/index.html"  # what `koda inspect` measured, and its page
 MADE_OF = ("tokenizer.json", "train/", "heldout/")  # of what tokenize made: the files that decide what is learned
 Kind = TypeVar("Kind")
 
@@ -61,6 +65,12 @@ class RecordedRun:
         if figures is None:
             return ""
         return figures.where if figures.where.startswith("https://") else str(self.folder / "publish")
+
+    def inspection(self) -> Inspection | None:
+        """What `koda inspect` measured; None where it was not run, or where another version measured it."""
+        with contextlib.suppress(ValueError):
+            return typed(Inspection, self.read(INSPECTION))
+        return None
 
     def read(self, path: str) -> Any:
         """A JSON file of the run; None where it does not exist."""

@@ -18,7 +18,7 @@ from model.training.goodput import goodput, shares
 from model.training.records import EventRecord, restarts, shown
 from tasks.progress import clock
 from tasks.reports import html, plots
-from tasks.reports.recorded import TRAININGS, RecordedRun
+from tasks.reports.recorded import INSPECTED, TRAININGS, RecordedRun
 from tasks.reports.tables import PARITY, TASK, beside_published, of_each, percent, scored
 from tasks.runs.up_to_date import replaced_input
 from tasks.section import weighted
@@ -32,6 +32,7 @@ def report(folder: Path) -> Path:
         html.note(_what(run)),
         _stale(run),
         html.facts(_facts(run)),
+        _inside(run),
         _setting(run),
         _pretraining(run),
         _chat(run),
@@ -61,6 +62,13 @@ def _what(run: RecordedRun) -> str:
 def _stale(run: RecordedRun) -> str:
     stale = [stage for stage in run.records if replaced_input(run.folder, stage)]
     return html.note(f"Stale, built from a result that was rebuilt since: {', '.join(stale)}.") if stale else ""
+
+
+def _inside(run: RecordedRun) -> str:
+    """The way to the page of `koda inspect`, where there is one."""
+    if not (run.folder / INSPECTED).is_file():
+        return ""
+    return f'<p>What is inside the model: <a href="{INSPECTED}">{INSPECTED}</a></p>'
 
 
 def _facts(run: RecordedRun) -> list[tuple[str, str]]:

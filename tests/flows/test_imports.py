@@ -6,6 +6,6 @@ import sys
 
 def test_flows_import_no_heavy_packages() -> None:
     heavy = {"jax", "flax", "scipy", "torch", "transformers", "datasets"}
-    code = f"import sys, flows.stages, flows.nightly; print(*sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, flows.stages, flows.nightly, flows.inspection; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -67,9 +67,9 @@ def test_recipe_has_the_values_of_the_settings() -> None:
 
 @pytest.mark.parametrize("section", [Sft, Extend])
 def test_shorter_trainings_lack_what_is_for_pretraining_alone(section: type[TrainSection]) -> None:
-    assert names(Recipe) - section.model_fields.keys() == {"z_loss", "isolate_documents"}
+    assert names(Recipe) - section.model_fields.keys() == {"z_loss", "isolate_documents", "snapshots"}
     recipe = section(steps=1).recipe()
-    assert recipe.z_loss == 0 and recipe.isolate_documents is False
+    assert recipe.z_loss == recipe.snapshots == 0 and recipe.isolate_documents is False
     assert (recipe.steps, recipe.learning_rate) == (1, section().learning_rate)
 
 

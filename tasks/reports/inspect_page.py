@@ -1,0 +1,295 @@
+"""The page of `koda inspect`: one file, for light and dark, a desk and a phone, that asks nothing of any network."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from model.inspect.figures import Answer, Finetuning, Inspection, Learning, Origins, Stretching, Text
+from tasks.reports import html, inspect_plots
+from tasks.reports.inspect_guide import GUIDE, SCORES
+from tasks.reports.inspect_path import guided_path
+
+COLUMNS = 64  # tokens of the lens' table at most
+SHOWN_PARTS = 16  # parts of a logit in the picture
+TEXTS = 5  # snapshots whose text is shown
+
+
+def page(path: Path, name: str, seen: Inspection) -> Path:
+    """Write the page of what was measured of the run `name`."""
+    parts = [
+        f"<h1>Inside {html.escaped(name)}</h1>",
+        html.note(
+            f"{seen.parameters:,} parameters: {seen.layers} layers of {seen.heads} heads ({seen.kv_heads} of keys and "
+            f"values), {seen.context:,} tokens of context. Heads are named layer.head, both from 0."
+        ),
+        html.heading("Five things to look at"),
+        html.links(guided_path(seen)),
+        *_learning(seen.learning),
+        *_text(seen.text),
+        *(_finetuning(seen.finetuning) if seen.finetuning else []),
+        *(_stretching(seen.stretching) if seen.stretching else []),
+        *_origins(seen.origins),
+        html.note(
+            "Measured in "
+            + ", ".join(f"{seconds:.1f} s ({part})" for part, seconds in seen.seconds.items())
+            + ". inspect.json beside this page has every number."
+        ),
+    ]
+    return html.write(path, f"Inside {name}", parts)
+
+
+def _explained(picture: str, name: str, more: str = "") -> str:
+    """A picture with what it shows."""
+    guide = GUIDE[name]
+    lines = [guide.equation, f"Look for: {guide.look}", guide.chance and f"To compare: {guide.chance}", more]
+    return html.explained(picture, [line for line in lines if line], guide.code)
+
+
+def _learning(learning: Learning) -> list[str]:
+    steps = learning.steps
+    names = {name: f"{title}{_level(learning.chance[name])}" for name, title in SCORES.items() if name != "writes"}
+    means = {
+        label: {name: np.mean(values, axis=1).tolist() for name, values in table.items()}
+        for label, table in (("stable", learning.stable_rank), ("effective", learning.effective_rank))
+    }
+    largest = ", ".join(f"{name} {rank}" for name, rank in learning.full_rank.items())
+    behaviour = {
+        "random tokens": learning.first_losses,
+        "their repetition": learning.second_losses,
+        "late less early, held-out": learning.late_less_early,
+    }
+    places = [*(f"before layer {n}" for n in range(len(learning.ablation))), "after the last"]
+    norms = dict(zip(places, zip(*learning.norms, strict=True), strict=True))
+    return [
+        html.heading("How it learned", mark="learned"),
+        ""
+        if learning.kept
+        else html.note(
+            "This run has no snapshots: the finished weights alone are shown. `pretrain.snapshots = 24`, the default, "
+            "keeps them in a run that is trained here."
+        ),
+        _explained(inspect_plots.course(learning, names), "course"),
+        html.folded("Every head in numbers, at the end", _head_table(learning)),
+        html.heading("What each head is worth", 3, mark="ablation"),
+        _explained(
+            inspect_plots.grid(learning.ablation, "nats of loss without the head", "head", "layer"),
+            "ablation",
+            f"Over {learning.ablated_tokens:,} tokens of held-out text.",
+        ),
+        html.heading("What looking back is worth", 3, mark="behaviour"),
+        _explained(inspect_plots.over_steps(steps, behaviour, "nats", False), "behaviour"),
+        html.heading("One text, as it became known", 3, mark="bits"),
+        _explained(_texts(learning), "bits"),
+        html.heading("The stream and the matrices", 3, mark="matrices"),
+        _explained(inspect_plots.over_steps(steps, norms, "root mean square", True), "norms"),
+        _explained(
+            inspect_plots.over_steps(steps, means["stable"], "stable rank", False)
+            + inspect_plots.over_steps(steps, means["effective"], "effective rank", False),
+            "ranks",
+            f"At most: {largest}.",
+        ),
+        _explained(inspect_plots.over_steps(steps, learning.update_ratio, "change a step", True), "updates")
+        if len(steps) > 1
+        else "",
+        html.folded("These lines in numbers", _line_tables(learning, means, norms)),
+    ]
+
+
+def _level(chance: float) -> str:
+    return f" (chance {chance:.3g})"
+
+
+def _head_table(learning: Learning) -> str:
+    rows = []
+    for layer, row in enumerate(learning.ablation):
+        for head, saved in enumerate(row):
+            values = [round(learning.scores[name][-1][layer][head], 4) for name in SCORES]
+            began = [learning.emergence[name][layer][head] for name in ("induction", "previous")]
+            rows.append([f"{layer}.{head}", *values, round(saved, 5), *(None if step < 0 else step for step in began)])
+    chance: list[object] = ["chance", *(round(learning.chance[name], 4) for name in SCORES), 0, None, None]
+    columns = ["head", *SCORES.values(), "loss without it, nats", "induction from step", "previous from step"]
+    return html.table(columns, [*rows, chance])
+
+
+def _line_tables(
+    learning: Learning, means: dict[str, dict[str, list[float]]], norms: Mapping[str, Sequence[float]]
+) -> str:
+    tables: dict[str, Mapping[str, Sequence[float | None]]] = {
+        "root mean square of the stream": norms,
+        "stable rank, mean over layers": means["stable"],
+        "effective rank, mean over layers": means["effective"],
+        "change a step, over the weights": learning.update_ratio,
+        "loss, nats": {
+            "held-out": learning.losses,
+            "random": learning.first_losses,
+            "repeated": learning.second_losses,
+            "late less early": learning.late_less_early,
+        },
+    }
+    text = ""
+    for title, series in tables.items():
+        rows = [[step, *(values[n] for values in series.values())] for n, step in enumerate(learning.steps)]
+        text += html.heading(title, 3) + html.table(["step", *series], rows)
+    return text
+
+
+def _texts(learning: Learning) -> str:
+    """The fixed text at some snapshots, each token on its bits."""
+    last = len(learning.steps) - 1
+    chosen = sorted({round(last * n / (TEXTS - 1)) for n in range(TEXTS)})
+    size = sum(len(piece.encode()) for piece in learning.pieces[1:])
+    most = max(map(max, learning.bits))
+    blocks = []
+    for number in chosen:
+        bits = learning.bits[number]
+        label = f"step {learning.steps[number]:,}: {sum(bits) / max(1, size):.3f} bits per byte"
+        shades = [0.0, *(value / most for value in bits)]
+        blocks.append(html.heading(label, 4) + html.coloured(learning.pieces, shades, [None, *bits], "bits"))
+    return "".join(blocks)
+
+
+def _text(text: Text) -> list[str]:
+    first = max(0, len(text.pieces) - COLUMNS)
+    rows = []
+    for layer in range(len(text.top) - 1, -1, -1):
+        cells = [
+            (
+                text.top[layer][t],
+                text.probability[layer][t],
+                f"{text.top[layer][t]!r} {text.probability[layer][t]:.3f}; next token: rank {text.rank[layer][t] + 1}, "
+                f"log p {text.logprob[layer][t]:.2f}; KL {text.divergence[layer][t]:.2f}",
+            )
+            for t in range(first, len(text.pieces))
+        ]
+        rows.append((f"layer {layer - 1}" if layer else "embedding", cells))
+    difference = {name: a - b for name, (a, b) in text.attribution.items()}
+    largest = sorted(difference, key=lambda name: -abs(difference[name]))[:SHOWN_PARTS]
+    likeliest, other = map(repr, text.candidates)
+    parts: list[list[object]] = [[name, *values, difference[name]] for name, values in text.attribution.items()]
+    total = [sum(values[n] for values in text.attribution.values()) for n in range(2)]
+    for name, (one, two) in (("sum", total), ("the model's logits", text.logits)):
+        parts.append([name, one, two, one - two])
+    settled = ["tokens that", "the embedding", *(f"layer {n}" for n in range(len(text.top) - 1))]
+    return [
+        html.heading("One text through the network", mark="text"),
+        *(html.note(note) for note in text.notes),
+        html.coloured(text.pieces, [0.0] * len(text.pieces), [None] * len(text.pieces), ""),
+        html.heading("What it would say after each layer", 3, mark="lens"),
+        html.note(f"The last {COLUMNS} of {len(text.pieces)} tokens.") if first else "",
+        _explained(html.token_table(text.pieces[first:], rows), "lens"),
+        html.heading("Where tokens settle", 3, mark="settles"),
+        html.table(settled, _settling(text)),
+        html.note("The first layer from which on the likeliest next token is the final one; number of tokens."),
+        _explained(
+            inspect_plots.grid(text.divergence, "KL to the final prediction, nats", "position", "layers read"),
+            "divergence",
+        ),
+        html.heading("What each head attends to", 3, mark="patterns"),
+        _explained(inspect_plots.patterns(text.patterns), "patterns"),
+        html.heading(f"Who decides the next token: {likeliest} over {other}", 3, mark="attribution"),
+        _explained(
+            inspect_plots.parts(largest, [difference[name] for name in largest], "logit difference"), "attribution"
+        ),
+        html.folded("All parts", html.table(["part", likeliest, other, "difference"], parts)),
+        html.heading("How positions are told apart", 3, mark="angles"),
+        _explained(inspect_plots.grid(text.angles, "cosine of the angle", "position", "rotary pair"), "angles"),
+    ]
+
+
+def _settling(text: Text) -> list[list[object]]:
+    """How many tokens of each kind settle at each layer: the last position, whose next token is not there, included."""
+    counts: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    for piece, layer in zip([*text.pieces[1:], text.candidates[0]], text.settles, strict=True):
+        counts[_kind(piece)][layer] += 1
+    layers = range(len(text.top))
+    return [[f"precede {kind}", *(by_layer[n] for n in layers)] for kind, by_layer in sorted(counts.items())]
+
+
+def _kind(piece: str) -> str:
+    inside = piece.strip()
+    if not inside:
+        return "a space or line break"
+    if any(letter.isdigit() for letter in inside):
+        return "a number"
+    if not any(letter.isalpha() for letter in inside):
+        return "punctuation"
+    return "a word" if piece[0].isspace() else "the rest of a word"
+
+
+def _finetuning(change: Finetuning) -> list[str]:
+    means = {name: np.mean(values, axis=0).tolist() for name, values in change.values.items()}
+    rows: list[list[object]] = []
+    for name, values in change.values.items():
+        for n, layer in enumerate(change.layers):
+            rank, new = change.effective_rank[name][n], change.new_directions[name][n]
+            rows.append([name, f"{layer}", round(values[n][0], 4), round(rank, 2), new])
+    head = ["matrix", "layer", "largest value", "effective rank", f"new of {change.looked_at} directions"]
+    most = max([*change.divergence, 1e-9])
+    text = html.coloured(
+        change.pieces, [0.0, *(value / most for value in change.divergence)], [None, *change.divergence], "nats"
+    )
+    return [
+        html.heading("What fine-tuning changed", mark="finetuning"),
+        _explained(inspect_plots.spectrum(means), "finetuning"),
+        html.folded("Every matrix", html.table(head, rows, left=2)),
+        html.heading("Where the two models differ", 3, mark="changed"),
+        _explained(
+            text, "changed text", f"The likeliest token is the same at {100 * change.same_top:.0f} % of the positions."
+        ),
+    ]
+
+
+def _stretching(change: Stretching) -> list[str]:
+    before, after = (np.array(values) for values in (change.induction_before, change.induction_after))
+    layer, head = np.unravel_index(after.argmax(), after.shape)
+    waves = zip(change.wavelengths_before, change.wavelengths_after, strict=True)
+    shares = [np.array(values).mean((0, 1)).round(5) for values in (change.distance_before, change.distance_after)]
+    by_range = [
+        [f"{a:,} to {b - 1:,}", *(float(values[n]) for values in shares)]
+        for n, (a, b) in enumerate(pairwise(change.edges))
+    ]
+    return [
+        html.heading("What the longer context changed", mark="longer"),
+        _explained(inspect_plots.wavelengths(change), "wavelengths"),
+        _explained(
+            inspect_plots.distances(change),
+            "distances",
+            f"Over a text whose copy begins after {change.period:,} tokens, the best induction score is "
+            f"{before.max():.3f} before and {after.max():.3f} after (head {layer}.{head}).",
+        ),
+        html.folded(
+            "In numbers",
+            html.table(["rotary pair", "turn before", "turn after"], [[n, *turns] for n, turns in enumerate(waves)])
+            + html.table(["distance", "share of attention before", "after"], by_range),
+        ),
+    ]
+
+
+def _origins(origins: Origins) -> list[str]:
+    searched = ", ".join(f"{tokens:,} tokens of {name}" for name, tokens in origins.searched.items())
+    return [
+        html.heading("Where did that come from?", mark="origins"),
+        html.note(f"Searched: {searched}."),
+        *(_answer(answer) for answer in origins.answers),
+        _explained("", "origins"),
+    ]
+
+
+def _answer(answer: Answer) -> str:
+    shades = [0.0] * len(answer.pieces)
+    for source in answer.sources:
+        shades[source.start : source.start + source.length] = [0.7] * source.length
+    rows = [
+        [source.corpus, source.name, f"… {source.before} ⟦{source.words}⟧ {source.after} …", source.length]
+        for source in answer.sources
+    ]
+    share = sum(map(bool, shades)) / max(1, len(shades))
+    return (
+        html.heading(answer.prompt, 3)
+        + html.coloured(answer.pieces, shades, [None] * len(shades), "")
+        + html.note(f"{100 * share:.0f} % of its tokens are in runs of the training text.")
+        + html.table(["text", "document", "where", "tokens"], rows, left=3)
+    )
