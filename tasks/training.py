@@ -175,7 +175,7 @@ def segment(
     where, end = Path(folder), ends[number - 1]
     if processes:
         begin_attempt(where)
-    with progress(label, end) as watch, training_page.page(where, label, ends):
+    with progress(label, ends[-1]) as watch, training_page.page(where, label, ends):
         echo = EventEcho(where, label)
 
         def tick() -> None:

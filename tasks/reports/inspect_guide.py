@@ -62,8 +62,8 @@ GUIDE = {
         "score",
     ),
     "norms": Picture(
-        "√(mean x²) of the residual stream x before each layer, and after the last.",
-        "Each layer adds to the stream; a layer whose line lies on the one before adds little.",
+        "√(mean x²) of the residual stream x before each layer, and after the last (the lowest row).",
+        "Each layer adds to the stream; where two rows look alike, the layer between them adds little.",
         "",
         WALK,
         "walk",

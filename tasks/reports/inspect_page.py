@@ -15,6 +15,10 @@ from tasks.reports.inspect_path import guided_path
 COLUMNS = 64  # tokens of the lens' table at most
 SHOWN_PARTS = 16  # parts of a logit in the picture
 TEXTS = 5  # snapshots whose text is shown
+NO_SNAPSHOTS = (
+    "This run has no snapshots: the finished weights alone are shown. `pretrain.snapshots = 24`, the default, keeps "
+    "them in a run that is trained here."
+)
 
 
 def page(path: Path, name: str, seen: Inspection) -> Path:
@@ -49,57 +53,70 @@ def _explained(picture: str, name: str, more: str = "") -> str:
 
 
 def _learning(learning: Learning) -> list[str]:
-    steps = learning.steps
-    names = {name: f"{title}{_level(learning.chance[name])}" for name, title in SCORES.items() if name != "writes"}
-    means = {
-        label: {name: np.mean(values, axis=1).tolist() for name, values in table.items()}
-        for label, table in (("stable", learning.stable_rank), ("effective", learning.effective_rank))
+    names = {
+        name: f"{title} (chance {learning.chance[name]:.3g})" for name, title in SCORES.items() if name != "writes"
     }
-    largest = ", ".join(f"{name} {rank}" for name, rank in learning.full_rank.items())
+    course = inspect_plots.course if learning.kept else inspect_plots.heads
+    ablation = inspect_plots.grid(learning.ablation, "nats of loss without the head", "head", "layer")
+    return [
+        html.heading("How it learned", mark="learned"),
+        "" if learning.kept else html.note(NO_SNAPSHOTS),
+        _explained(course(learning, names), "course"),
+        html.folded("Every head in numbers, at the end", _head_table(learning)),
+        html.heading("What each head is worth", 3, mark="ablation"),
+        _explained(ablation, "ablation", f"Over {learning.ablated_tokens:,} tokens of held-out text."),
+        *_over_steps(learning),
+    ]
+
+
+def _over_steps(learning: Learning) -> list[str]:
+    """Lines over the snapshots; of finished weights alone, their numbers."""
+    steps, stable, effective = learning.steps, _means(learning.stable_rank), _means(learning.effective_rank)
+    places = [*(f"before layer {n}" for n in range(len(learning.ablation))), "after the last"]
+    norms = dict(zip(places, zip(*learning.norms, strict=True), strict=True))
     behaviour = {
         "random tokens": learning.first_losses,
         "their repetition": learning.second_losses,
         "late less early, held-out": learning.late_less_early,
     }
-    places = [*(f"before layer {n}" for n in range(len(learning.ablation))), "after the last"]
-    norms = dict(zip(places, zip(*learning.norms, strict=True), strict=True))
+    tables: dict[str, Mapping[str, Sequence[float | None]]] = {
+        "loss, nats": {"held-out": learning.losses, **behaviour},
+        "root mean square of the stream": norms,
+        "stable rank, mean over layers": stable,
+        "effective rank, mean over layers": effective,
+        "change a step, over the weights": learning.update_ratio,
+    }
+    numbers = ""
+    for title, series in tables.items():
+        rows = [[step, *(values[n] for values in series.values())] for n, step in enumerate(steps)]
+        numbers += html.heading(title, 3) + html.table(["step", *series], rows)
+    text = [html.heading("One text, as it became known", 3, mark="bits"), _explained(_texts(learning), "bits")]
+    if not learning.kept:
+        return [*text, html.heading("The stream and the matrices", 3), numbers]
+    logarithms = np.log10(np.maximum(learning.norms, 1e-9)).T.tolist()
+    largest = ", ".join(f"{name} {rank}" for name, rank in learning.full_rank.items())
+    ranks = inspect_plots.over_steps(steps, stable, "stable rank", False)
+    ranks += inspect_plots.over_steps(steps, effective, "effective rank", False)
+    stream = inspect_plots.grid(
+        logarithms, "log₁₀ of the root mean square", "step of the snapshot", "layers read", steps
+    )
     return [
-        html.heading("How it learned", mark="learned"),
-        ""
-        if learning.kept
-        else html.note(
-            "This run has no snapshots: the finished weights alone are shown. `pretrain.snapshots = 24`, the default, "
-            "keeps them in a run that is trained here."
-        ),
-        _explained(inspect_plots.course(learning, names), "course"),
-        html.folded("Every head in numbers, at the end", _head_table(learning)),
-        html.heading("What each head is worth", 3, mark="ablation"),
-        _explained(
-            inspect_plots.grid(learning.ablation, "nats of loss without the head", "head", "layer"),
-            "ablation",
-            f"Over {learning.ablated_tokens:,} tokens of held-out text.",
-        ),
         html.heading("What looking back is worth", 3, mark="behaviour"),
         _explained(inspect_plots.over_steps(steps, behaviour, "nats", False), "behaviour"),
-        html.heading("One text, as it became known", 3, mark="bits"),
-        _explained(_texts(learning), "bits"),
+        *text,
         html.heading("The stream and the matrices", 3, mark="matrices"),
-        _explained(inspect_plots.over_steps(steps, norms, "root mean square", True), "norms"),
-        _explained(
-            inspect_plots.over_steps(steps, means["stable"], "stable rank", False)
-            + inspect_plots.over_steps(steps, means["effective"], "effective rank", False),
-            "ranks",
-            f"At most: {largest}.",
-        ),
+        _explained(stream, "norms"),
+        _explained(ranks, "ranks", f"At most: {largest}."),
         _explained(inspect_plots.over_steps(steps, learning.update_ratio, "change a step", True), "updates")
         if len(steps) > 1
         else "",
-        html.folded("These lines in numbers", _line_tables(learning, means, norms)),
+        html.folded("These pictures in numbers", numbers),
     ]
 
 
-def _level(chance: float) -> str:
-    return f" (chance {chance:.3g})"
+def _means(by_matrix: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Over the layers, by matrix and snapshot."""
+    return {name: np.mean(values, axis=1).tolist() for name, values in by_matrix.items()}
 
 
 def _head_table(learning: Learning) -> str:
@@ -112,28 +129,6 @@ def _head_table(learning: Learning) -> str:
     chance: list[object] = ["chance", *(round(learning.chance[name], 4) for name in SCORES), 0, None, None]
     columns = ["head", *SCORES.values(), "loss without it, nats", "induction from step", "previous from step"]
     return html.table(columns, [*rows, chance])
-
-
-def _line_tables(
-    learning: Learning, means: dict[str, dict[str, list[float]]], norms: Mapping[str, Sequence[float]]
-) -> str:
-    tables: dict[str, Mapping[str, Sequence[float | None]]] = {
-        "root mean square of the stream": norms,
-        "stable rank, mean over layers": means["stable"],
-        "effective rank, mean over layers": means["effective"],
-        "change a step, over the weights": learning.update_ratio,
-        "loss, nats": {
-            "held-out": learning.losses,
-            "random": learning.first_losses,
-            "repeated": learning.second_losses,
-            "late less early": learning.late_less_early,
-        },
-    }
-    text = ""
-    for title, series in tables.items():
-        rows = [[step, *(values[n] for values in series.values())] for n, step in enumerate(learning.steps)]
-        text += html.heading(title, 3) + html.table(["step", *series], rows)
-    return text
 
 
 def _texts(learning: Learning) -> str:
@@ -172,7 +167,6 @@ def _text(text: Text) -> list[str]:
     total = [sum(values[n] for values in text.attribution.values()) for n in range(2)]
     for name, (one, two) in (("sum", total), ("the model's logits", text.logits)):
         parts.append([name, one, two, one - two])
-    settled = ["tokens that", "the embedding", *(f"layer {n}" for n in range(len(text.top) - 1))]
     return [
         html.heading("One text through the network", mark="text"),
         *(html.note(note) for note in text.notes),
@@ -181,7 +175,7 @@ def _text(text: Text) -> list[str]:
         html.note(f"The last {COLUMNS} of {len(text.pieces)} tokens.") if first else "",
         _explained(html.token_table(text.pieces[first:], rows), "lens"),
         html.heading("Where tokens settle", 3, mark="settles"),
-        html.table(settled, _settling(text)),
+        _settling(text),
         html.note("The first layer from which on the likeliest next token is the final one; number of tokens."),
         _explained(
             inspect_plots.grid(text.divergence, "KL to the final prediction, nats", "position", "layers read"),
@@ -199,13 +193,16 @@ def _text(text: Text) -> list[str]:
     ]
 
 
-def _settling(text: Text) -> list[list[object]]:
-    """How many tokens of each kind settle at each layer: the last position, whose next token is not there, included."""
+def _settling(text: Text) -> str:
+    """How many tokens settle at each layer, by the kind of the token that follows in the text."""
     counts: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for piece, layer in zip([*text.pieces[1:], text.candidates[0]], text.settles, strict=True):
         counts[_kind(piece)][layer] += 1
-    layers = range(len(text.top))
-    return [[f"precede {kind}", *(by_layer[n] for n in layers)] for kind, by_layer in sorted(counts.items())]
+    rows = [
+        [f"layer {layer - 1}" if layer else "the embedding", *(by_layer[layer] for by_layer in counts.values())]
+        for layer in sorted(set(text.settles))
+    ]
+    return html.table(["settled in", *(f"before {kind}" for kind in counts)], rows)
 
 
 def _kind(piece: str) -> str:

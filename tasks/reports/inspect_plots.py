@@ -13,6 +13,7 @@ from tasks.reports.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, W
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY, "#b5a642")
 ROW, FEWEST = 0.11, 0.6  # inches of a row of a map, and of a map at least
+MOST = 36  # heads in a map over snapshots
 LABELLED = 12  # ticks of an axis at most
 FULL = 0.2  # of a score: its colours do not magnify what is smaller than this
 LEAST = 1e-4  # of the largest value, which a logarithmic axis reaches down to
@@ -37,13 +38,12 @@ def _ticks(axes: Axes, names: Sequence[object], axis: str) -> None:
 
 @pictured
 def course(width: float, learning: Learning, names: dict[str, str]) -> Figure:
-    """The loss, and below it each head's scores, snapshot by snapshot: `names`, the scores and their titles."""
-    layers, heads = len(learning.ablation), len(learning.ablation[0])
-    tall = max(FEWEST, ROW * layers * heads)
-    heights = [1.5, *([tall] * len(names))]
-    drawn, panels = drawing.figure(
-        width, sum(heights) + 0.42 * len(heights), len(heights), sharex=True, height_ratios=heights
-    )
+    """The loss, and below it each head's scores, snapshot by snapshot: `names`, the scores and their titles. Of many
+    heads, those whose last score is farthest from chance."""
+    heads = [f"{layer}.{head}" for layer, row in enumerate(learning.ablation) for head in range(len(row))]
+    heights = [1.5, *([max(FEWEST, ROW * min(len(heads), MOST))] * len(names))]
+    height = sum(heights) + 0.42 * len(heights)
+    drawn, panels = drawing.figure(width, height, len(heights), sharex=True, height_ratios=heights)
     numbers = range(len(learning.steps))
     for values, label, colour in (
         (learning.losses, "held-out text", BLUE),
@@ -55,13 +55,35 @@ def course(width: float, learning: Learning, names: dict[str, str]) -> Figure:
     drawing.legend(panels[0], 3 if width == WIDE else 2)
     for axes, (name, title) in zip(panels[1:], names.items(), strict=True):
         by_head = np.array(learning.scores[name]).reshape(len(numbers), -1).T
-        low, high = (-1.0, 1.0) if name == "copying" else (0.0, max(FULL, float(by_head.max())))
-        _map(axes, by_head, title, low, high)
-        _ticks(axes, [f"{layer}.{head}" for layer in range(layers) for head in range(heads)], "y")
+        clear = np.sort(np.argsort(-abs(by_head[:, -1] - learning.chance[name]), kind="stable")[:MOST])
+        _map(axes, by_head[clear], title, *_range(name, by_head))
+        _ticks(axes, [heads[number] for number in clear], "y")
         drawing.labels(axes, "", "layer.head")
     _ticks(panels[-1], learning.steps, "x")
     panels[-1].tick_params(axis="x", labelrotation=45)
     drawing.labels(panels[-1], "step of the snapshot", "layer.head")
+    return drawn
+
+
+def _range(score: str, values: np.ndarray) -> tuple[float, float]:
+    """Where the colours of a score begin and end."""
+    return (-1.0, 1.0) if score == "copying" else (0.0, max(FULL, float(values.max())))
+
+
+@pictured
+def heads(width: float, learning: Learning, names: dict[str, str]) -> Figure:
+    """The scores of the last weights alone, a map of layers and heads for each."""
+    across = 2 if width == WIDE else 1
+    down, tall = -(-len(names) // across), max(1.3, min(4.0, 0.14 * len(learning.ablation)))
+    drawn, panels = drawing.figure(width, (tall + 0.7) * down, down, across)
+    for axes, (name, title) in zip(panels, names.items(), strict=False):
+        values = np.array(learning.scores[name][-1])
+        _map(axes, values, title, *_range(name, values))
+        _ticks(axes, range(len(values)), "y")
+        _ticks(axes, range(len(values[0])), "x")
+        drawing.labels(axes, "head", "layer")
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
     return drawn
 
 
@@ -86,13 +108,15 @@ def over_steps(
 
 
 @pictured
-def grid(width: float, values: Sequence[Sequence[float]], title: str, x: str, y: str) -> Figure:
-    """A matrix, its rows and columns numbered."""
+def grid(
+    width: float, values: Sequence[Sequence[float]], title: str, x: str, y: str, columns: Sequence[object] = ()
+) -> Figure:
+    """A matrix, its rows numbered, its columns too unless they have names."""
     rows = len(values)
     drawn, (axes,) = drawing.figure(width, max(1.4, min(6.0, 0.22 * rows + 1.0)))
     _map(axes, np.array(values), title)
     _ticks(axes, range(rows), "y")
-    _ticks(axes, range(len(values[0])), "x")
+    _ticks(axes, columns or range(len(values[0])), "x")
     drawing.labels(axes, x, y)
     return drawn
 
