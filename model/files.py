@@ -89,9 +89,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file below `folder` by its relative path, with size in bytes and sha256."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def listing(folder: Path, without: str = "") -> dict[str, dict[str, Any]]:
+    """Every file below `folder` by its relative path, with size in bytes and sha256. Those in its folder `without` are
+    left out, and not read."""
+    left_out = folder / without if without else None
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and left_out not in path.parents)
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
     }

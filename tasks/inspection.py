@@ -1,6 +1,7 @@
 """The inside of a run's model: measured in a process of its own, then put on a page."""
 
-from dataclasses import asdict, replace
+import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,9 @@ from model.inspect.figures import Inspection
 from tasks import retries
 from tasks.devices import free_or_cpu
 from tasks.progress import log_line
-from tasks.reports.recorded import INSPECTED, INSPECTION
-from tasks.runs.paths import read_configuration
-from tasks.runs.record import Built, read_built
-from tasks.runs.up_to_date import replaced_input
+from tasks.reports.recorded import INSPECTED, INSPECTION, identity
+from tasks.runs.record import SNAPSHOTS, Built, read_built, read_record
+from tasks.runs.up_to_date import check_inputs, replaced_input
 from tasks.supervise import call
 from tasks.tokenize import Tokenize
 
@@ -29,18 +29,20 @@ def inspect(run: Path, text: str = "") -> Path:
     """
     from tasks.reports.inspect_page import page  # here, as a command that is refused need not wait for Matplotlib
 
-    folder = (run / INSPECTED).parent
+    looked_at, folder = LookedAt.of(run), (run / INSPECTED).parent
     folder.mkdir(exist_ok=True)
-    looked_at = LookedAt.of(run)
     measured = call(
         "model.inspect.measure:measure",
         folder / "inspect.log",
         Inspection,
         environment=free_or_cpu(),
+        of=looked_at.identity,
         base=looked_at.base,
         tokens=looked_at.tokens.folder,
+        imported=looked_at.imported,
         training=run / "pretrain",
         sft=looked_at.sft.folder if looked_at.sft else "",
+        tuned=looked_at.tuned,
         extend=looked_at.extend.folder if looked_at.extend else "",
         text=text,
         recipe=looked_at.recipe,
@@ -59,30 +61,46 @@ class LookedAt(NamedTuple):
     """What there is to see in a run."""
 
     base: Path  # weights
+    identity: str  # of these weights
+    imported: bool
     tokens: Built[CorpusFigures]
-    sft: Built[SftFigures] | None  # None where it changed nothing, or not these weights
-    extend: Built[ExtendFigures] | None
-    recipe: dict[str, Any]  # how the text was read
+    sft: Built[SftFigures] | None
+    tuned: bool  # sft changed the weights
+    extend: Built[ExtendFigures] | None  # None where the context stayed as it was
+    recipe: dict[str, Any]  # how the text was read; empty where that is not known
 
     @staticmethod
     def of(run: Path) -> "LookedAt":
         """A run's results that are up to date; in training, its newest snapshot. Raises KodaError where it has no
-        weights yet."""
-        tokens, checkpoint, sft, extend = (_current(run, name) for name in ("tokenize", "checkpoint", "sft", "extend"))
-        steps = sorted(int(p.parent.name) for p in (run / "pretrain/snapshots").glob("*/COMMIT.json"))
-        if tokens is None or (checkpoint is None and not steps):
+        weights yet, and where they were trained on another text than it has now."""
+        check_inputs(run, "pretrain")
+        tokens, pretrain = read_built(run, "tokenize"), read_built(run, "pretrain")
+        checkpoint, sft, extend = (_current(run, stage) for stage in ("checkpoint", "sft", "extend"))
+        places = [place.parent for place in (run / "pretrain" / SNAPSHOTS).glob("*/COMMIT.json")]
+        snapshots = sorted((place for place in places if place.name.isdigit()), key=lambda place: int(place.name))
+        if tokens is None or (checkpoint is None and not snapshots):
             raise KodaError(f"run {run.name!r} has no weights yet: the command that began it goes on with it.")
-        settings = Tokenize.model_validate(read_configuration(run).get("tokenize", {}))
-        if checkpoint is None or sft is None or not sft.figures.steps:
+        if checkpoint is None:
             sft = extend = None
         return LookedAt(
-            base=checkpoint / "weights" if checkpoint else run / "pretrain/snapshots" / str(steps[-1]),
+            base=checkpoint / "weights" if checkpoint else snapshots[-1],
+            identity=identity(checkpoint) if checkpoint else f"step {snapshots[-1].name}",
+            imported=pretrain is not None and bool(pretrain.figures.imported),
             tokens=tokens,
             sft=sft,
-            extend=extend if extend is not None and extend.figures.measured else None,
-            recipe=asdict(replace(settings.recipe(), cut=tokens.figures.cut)),
+            tuned=sft is not None and sft.figures.steps > 0,
+            extend=extend if extend is not None and sft is not None and extend.figures.measured else None,
+            recipe=_recipe(tokens),
         )
 
 
 def _current(run: Path, stage: str) -> Built[Any] | None:
     return None if replaced_input(run, stage) else read_built(run, stage)
+
+
+def _recipe(tokens: Built[CorpusFigures]) -> dict[str, Any]:
+    """How the text was read, as the stage recorded it."""
+    recorded = (read_record(tokens.folder) or {})["settings"].get("tokenize", {})
+    with contextlib.suppress(ValueError):  # of another version
+        return asdict(Tokenize.model_validate(recorded | {"cut": tokens.figures.cut}).recipe())
+    return {}

@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.cli.located import COMMIT, locate
+from flows.cli.located import COMMIT, Located, locate
 from flows.server.embedded import prepare_environment
 from model.errors import KodaError
 from model.figures import PretrainFigures
 from model.training.records import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from flows.cli.located import Located
     from model.config import LlamaConfig
     from model.data.vocabulary import Vocabulary
     from model.figures import ParityFigures
@@ -70,17 +69,17 @@ class Source(NamedTuple):
     shape: "LlamaConfig"
     vocabulary: "Vocabulary"
     about: dict[str, str]
-    is_koda: bool  # the folder has weights as Koda stores them
+    run: Path | None  # whose weights these are; None: others trained it
 
 
 def _of_others(path: Path) -> Source:
     from model.export import original
 
     model = original.read(path)
-    return Source(path, model.shape, model.vocabulary, {"license": model.license}, False)
+    return Source(path, model.shape, model.vocabulary, {"license": model.license}, None)
 
 
-def _of_run(located: "Located") -> Source:
+def _of_run(located: Located) -> Source:
     from model import weights
     from model.data import tokenizer as tokenizers
     from tasks.runs.paths import read_configuration
@@ -88,11 +87,13 @@ def _of_run(located: "Located") -> Source:
     if located.tokens is None:
         raise KodaError(f"{located.name} has weights without a tokenizer, and is not in a run that has one.")
     if located.path.parent.name == CHECKPOINTS:
-        raise KodaError(f"{located.name} is still being trained: its checkpoint stage has the weights to be exported.")
+        raise KodaError(
+            f"{located.name} is a training's checkpoint: the checkpoint stage makes weights of its last one."
+        )
     stated = read_configuration(located.tokens.parent).get("about", {})
     about = {name: stated[name] for name in ("author", "license", "url") if name in stated}
     vocabulary = tokenizers.load(str(located.tokens / "tokenizer.json"))
-    return Source(located.path, weights.config(located.path), vocabulary, about, True)
+    return Source(located.path, weights.config(located.path), vocabulary, about, located.tokens.parent)
 
 
 def settings(formats: list[str], types: list[str]) -> "Convert":
@@ -127,23 +128,27 @@ def convert(source: Source, out: Path, chosen: "Convert", about: dict[str, Any])
     shutil.rmtree(building, ignore_errors=True)
     beside = building / BESIDE
     log = beside / "convert.log"
-    path = str(source.path.absolute())
-    if not source.is_koda:
-        call("model.export.adopt:adopt", log, PretrainFigures, source=path, tokenizer=path, out=beside / "weights")
-    weights = source.path if source.is_koda else beside / "weights"
-    vocabulary = source.vocabulary
-    vocabulary.save(beside)
-    text = "\n\n".join(topic.text for topic in docs.topics())[:COMPARED]
-    writer = ShardWriter(beside / "heldout", vocabulary.size, COMPARED)
-    writer.add([*vocabulary.special.beginning, *vocabulary.plain(text)])
-    writer.close()
+    if source.run is None:
+        weights = trained = beside / "weights"
+        heldout = beside / "heldout"
+        path = str(source.path.absolute())
+        call("model.export.adopt:adopt", log, PretrainFigures, source=path, tokenizer=path, out=weights)
+        text = "\n\n".join(topic.text for topic in docs.topics())[:COMPARED]
+        writer = ShardWriter(heldout, source.vocabulary.size, COMPARED)
+        writer.add([*source.vocabulary.special.beginning, *source.vocabulary.plain(text)])
+        writer.close()
+    else:
+        weights, heldout = source.path, source.run / "tokenize/heldout"
+        before = source.run / "sft/weights"  # what extend made it of, with the old context
+        trained = before if weights == source.run / "extend/weights" and before.is_dir() else weights
+    source.vocabulary.save(beside)
     parity = export(
         building,
         chosen,
         weights=weights,
         tokenizer=beside / "tokenizer.json",
-        heldout=beside / "heldout",
-        trained=weights,
+        heldout=heldout,
+        trained=trained,
         log=log,
         about=about,
     )

@@ -37,10 +37,12 @@ class TokenChange(NamedTuple):
     same_top: jax.Array  # bool: the likeliest next token is the same
 
 
-def updates(before: Llama, after: Llama, layers: list[int]) -> dict[str, list[MatrixChange]]:
-    """The change of each matrix in these layers."""
-    old, new = (dict(spectra.matrices(model)) for model in (before, after))
-    return {name: [_update(*(np.asarray(w[name][n], np.float64) for w in (old, new))) for n in layers] for name in old}
+def updates(before: Llama, after: Llama) -> dict[str, list[MatrixChange]]:
+    """The change of each matrix, in the layers that are looked at."""
+    old, new = (
+        {name: np.asarray(kernel, np.float64) for name, kernel in spectra.matrices(model)} for model in (before, after)
+    )
+    return {name: [_update(*pair) for pair in zip(old[name], new[name], strict=True)] for name in old}
 
 
 def _update(old_IO: np.ndarray, new_IO: np.ndarray) -> MatrixChange:

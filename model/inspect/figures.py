@@ -12,6 +12,7 @@ class Learning:
 
     steps: list[int]
     kept: bool  # were snapshots taken? If not, the finished weights are the only ones
+    damaged: list[int]  # steps whose snapshots could not be read
     scores: dict[str, list[list[list[float]]]]  # by name: snapshots × layers × heads
     chance: dict[str, float]  # of each score
     ablation: list[list[float]]  # layers × heads, of the last weights: nats of loss that the head saves
@@ -24,9 +25,11 @@ class Learning:
     norms: list[list[float]]  # snapshots × layers + 1, root mean square of the stream
     stable_rank: dict[str, list[list[float]]]  # by matrix: snapshots × layers
     effective_rank: dict[str, list[list[float]]]
-    update_ratio: dict[str, list[float | None]]  # by matrix: change a step since the last snapshot, over the weights
+    # By matrix: change a step since the last snapshot, over the weights; None where it is lost in their rounding.
+    update_ratio: dict[str, list[float | None]]
     full_rank: dict[str, int]  # by matrix: the most that a rank can be
     pieces: list[str]  # a fixed text, token by token
+    size: int  # bytes of it, without the first token
     bits: list[list[float]]  # snapshots × its tokens but the first
 
 
@@ -123,6 +126,8 @@ class Origins:
 class Inspection:
     """Everything that was measured of a model."""
 
+    of: str  # identifies the weights
+    imported: bool  # the base model was trained by others, on other text
     layers: int
     heads: int
     kv_heads: int
@@ -130,7 +135,7 @@ class Inspection:
     parameters: int
     learning: Learning
     text: Text
-    origins: Origins
+    origins: Origins | None  # None where no text is known that it learned from
     finetuning: Finetuning | None  # None: there was none, or it changed nothing
     stretching: Stretching | None
     seconds: dict[str, float]  # that it took, by part

@@ -37,7 +37,7 @@ class HeadScores(NamedTuple):
     duplicate: jax.Array  # attention to earlier occurrences of the current token
     sink: jax.Array  # attention to the first position
     entropy: jax.Array  # of attention, over that of uniform attention
-    writes: jax.Array  # logits that a head adds to the tokens it attends to, above the mean of all; nats
+    writes: jax.Array  # what a head adds to the logits of the tokens it attends to, above the mean of all; nats
 
 
 class Heads(NamedTuple):
@@ -69,7 +69,9 @@ def score(model: Llama, texts: Probe) -> Heads:
         return induction(layer.a_BHTS), _writes(layer, texts.repeated_BT, centred_VD)
 
     last_BTD, (previous, duplicate, sink, entropy, norms) = walk(model, texts.text_BT, on_text)
-    repeated_BTD, (inductions, writes) = walk(model, texts.repeated_BT, on_repeated)
+    repeated_BTD, (inductions, writes_LBHT) = walk(model, texts.repeated_BT, on_repeated)
+    root_BT = jax.lax.rsqrt(jnp.mean(repeated_BTD**2, axis=-1) + model.norm.epsilon)  # of the last norm, as it is
+    writes = (writes_LBHT * root_BT[:, None]).mean((1, 3))
     losses_BN = next_token_losses(model, repeated_BTD, texts.repeated_BT)
     half = texts.repeated_BT.shape[1] // 2
     return Heads(
@@ -120,14 +122,15 @@ def _earlier_same(tokens_BT: jax.Array) -> jax.Array:
 
 
 def _writes(layer: Layer, tokens_BT: jax.Array, centred_VD: jax.Array) -> jax.Array:
-    """What a head adds, from each position that it attends to, to the logit of the token there: `[heads]`."""
+    """What a head adds, from the positions that it attends to, to the logits of the tokens there, before the last norm
+    divides it: `[batch, heads, time]`."""
     out_HAD = out_matrix(layer.block)
     heads, kv_heads = out_HAD.shape[0], layer.v_BTKA.shape[2]
     out_KGAD = out_HAD.reshape(kv_heads, heads // kv_heads, *out_HAD.shape[1:])
     own_BSD = centred_VD[tokens_BT]
     wanted_BSKGA = jnp.einsum("bsd,kgad->bskga", own_BSD, out_KGAD)
     gain_BSH = jnp.einsum("bska,bskga->bskg", layer.v_BTKA, wanted_BSKGA).reshape(*tokens_BT.shape, heads)
-    return jnp.einsum("bhts,bsh->bth", layer.a_BHTS, gain_BSH).mean((0, 1))
+    return jnp.einsum("bhts,bsh->bht", layer.a_BHTS, gain_BSH)
 
 
 def _unembedding(model: Llama) -> jax.Array:

@@ -1,5 +1,6 @@
 """How the base model learned: the scores of its heads, its matrices and one text, snapshot by snapshot."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import weights
+from model import arrays, weights
 from model.data.shards import Shards
 from model.data.vocabulary import Vocabulary
 from model.inspect import ablation, circuits, heads, spectra
@@ -22,21 +23,23 @@ FIXED = 96  # tokens of the text that is shown over the training
 COUNTED = 5_000_000  # tokens of the training text whose frequencies are counted
 ABLATIONS = 2e13  # FLOPs that all of them may take together: minutes on a processor
 SMALLEST = 1e-12  # root mean square of a matrix, at which a change is not divided by it
+ROUNDING = 0.005  # of a matrix: what bfloat16's 8 bits leave of the difference of two equal ones is 0.0016 at most
 
 
 def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path) -> Learning:
     """Every snapshot of the pretraining in the folder `training`, or the finished `model` alone where it kept none, on
     held-out text of the folder `tokens`."""
-    steps, probe = taken(training), _probe(model, tokens)
+    probe, damaged = _probe(model, tokens), list[int]()
     scores = compiled(heads.score)
     fixed_T = probe.text_BT[0, :FIXED]
     bits_of = compiled(lambda model, tokens_T: heads.text_losses(model, tokens_T) / np.log(2))
     looks: dict[str, list[Any]] = {name: [] for name in (*heads.HeadScores._fields, "copying")}
     ranks: dict[str, dict[str, list[Any]]] = {"stable": {}, "effective": {}}
+    steps: list[int] = []
     seen, bits, ratios = [], [], dict[str, list[float | None]]()
     before: dict[str, np.ndarray] = {}
-    for number, step in enumerate(steps or [-1]):
-        current = weights.load(training / SNAPSHOTS / str(step)) if steps else model
+    kept = bool(taken(training))
+    for step, current in _snapshots(training, damaged) if kept else [(0, model)]:
         seen.append(jax.tree.map(np.asarray, scores(current, probe)))
         for name, value in seen[-1].scores._asdict().items():
             looks[name].append(value.tolist())
@@ -47,22 +50,23 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
             values = spectra.singular_values(kernel)
             ranks["stable"].setdefault(name, []).append(spectra.stable_rank(values).tolist())
             ranks["effective"].setdefault(name, []).append(spectra.effective_rank(values).tolist())
-            passed = step - steps[number - 1] if number else 0
-            change = _root(kernel - before[name]) / _root(kernel) / passed if number else None
-            ratios.setdefault(name, []).append(change)
+            change = _root(kernel - before[name]) / _root(kernel) if before else 0.0
+            ratios.setdefault(name, []).append(change / (step - steps[-1]) if change > ROUNDING else None)
         before = matrices
+        steps.append(step)
     chance = heads.chance(probe) | {"copying": 0.0}
     ablated_BT = probe.text_BT[: _affordable_rows(model, probe.text_BT.shape[1])]
     tenth = max(1, probe.text_BT.shape[1] // 10)
     return Learning(
-        steps=steps or [0],
-        kept=bool(steps),
+        steps=steps,
+        kept=kept,
+        damaged=damaged,
         scores=looks,
         chance=chance,
         ablation=ablation.ablations(model, ablated_BT).tolist(),
         ablated_tokens=ablated_BT.size,
         emergence={
-            name: _emergence(values, steps or [0], chance[name]) for name, values in looks.items() if name != "entropy"
+            name: _emergence(values, steps, chance[name]) for name, values in looks.items() if name != "entropy"
         },
         losses=[float(one.losses.mean()) for one in seen],
         first_losses=[float(one.first_losses) for one in seen],
@@ -74,6 +78,7 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
         update_ratio=ratios,
         full_rank={name: min(kernel.shape[1:]) for name, kernel in before.items()},
         pieces=pieces_of(vocabulary, fixed_T.tolist()),
+        size=len(vocabulary.tokenizer.decode(fixed_T[1:].tolist(), skip_special_tokens=False).encode()),
         bits=bits,
     )
 
@@ -85,6 +90,15 @@ def _probe(model: Llama, tokens: Path) -> heads.Probe:
     return heads.probe(
         rows(Shards(tokens / "heldout"), width, ROWS), np.bincount(ids, minlength=model.config.vocab_size), ROWS
     )
+
+
+def _snapshots(training: Path, damaged: list[int]) -> Iterator[tuple[int, Llama]]:
+    """Each snapshot with its step; the steps of those that cannot be read are added to `damaged`."""
+    for step in taken(training):
+        try:
+            yield step, weights.load(training / SNAPSHOTS / str(step))
+        except arrays.Corrupt:
+            damaged.append(step)
 
 
 def _affordable_rows(model: Llama, width: int) -> int:

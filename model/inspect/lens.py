@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from model.inspect.walk import Layer, out_matrix, walk
 from model.llama import Llama
 
+DRAWN = 128  # positions between which attention is kept
+
 
 class Lens(NamedTuple):
     """The stream before the first layer and after each, read as if it were the last: `[layers + 1, time]`."""
@@ -44,14 +46,14 @@ class Reading(NamedTuple):
     """Everything about one text."""
 
     lens: Lens
-    attention_LHTS: jax.Array
+    attention_LHTS: jax.Array  # among the last DRAWN positions
     logits_V: jax.Array  # of the token after the text
 
 
 def read(model: Llama, tokens_T: jax.Array) -> Reading:
     """Read one text with the model; called under `jax.jit`."""
     last_BTD, (stream_LTD, attention_LHTS) = walk(
-        model, tokens_T[None], lambda layer: (layer.x_BTD[0], layer.a_BHTS[0])
+        model, tokens_T[None], lambda layer: (layer.x_BTD[0], layer.a_BHTS[0, :, -DRAWN:, -DRAWN:])
     )
     next_T = jnp.append(tokens_T[1:], tokens_T[-1])
     known_T = jnp.arange(len(tokens_T)) < len(tokens_T) - 1

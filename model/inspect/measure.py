@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import weights
+from model import arrays, weights
 from model.data import chat
 from model.data import tokenizer as tokenizers
 from model.data.recipe import Recipe
@@ -19,7 +19,7 @@ from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.files import read_json
 from model.generate import Generator
-from model.inspect import changes, lens, origins
+from model.inspect import changes, heads, lens, origins, spectra
 from model.inspect.figures import Finetuning, HeadPattern, Inspection, Stretching, Text
 from model.inspect.learning import learning, rows
 from model.inspect.pieces import pieces_of
@@ -31,9 +31,8 @@ from model.sampling import Sampling
 DEFAULT = 40  # tokens of the text that is taken apart, where none is named
 PATTERNS = 24  # heads whose attention is shown
 GENERATED = 64  # tokens of an answer
-WIDE = 1024  # wider models have the matrices of three layers compared, and not of all
+SCORES = 1e9  # attention scores of a layer that are in memory at once
 RANGES = 16  # of distance
-DRAWN = 128  # positions of a head's attention at most, the last ones
 
 
 class Timer:
@@ -50,37 +49,58 @@ class Timer:
 
 
 def measure(
-    base: str, tokens: str, training: str, sft: str, extend: str, text: str, recipe: dict[str, Any]
+    of: str,
+    base: str,
+    tokens: str,
+    imported: bool,
+    training: str,
+    sft: str,
+    tuned: bool,
+    extend: str,
+    text: str,
+    recipe: dict[str, Any],
 ) -> Inspection:
     """Inspect the weights in `base`, with the tokenizer and the text in the folder `tokens`.
 
-    `training`: the pretraining's folder, whose snapshots show how they were learned. `sft` and `extend`: the stages'
-    folders; empty where one changed nothing. `text`: what is sent through the network; empty: held-out text. `recipe`:
-    how the training text was read (`model.data.recipe.Recipe`), to name its documents. Raises KodaError for a text
-    that is too short or longer than the context.
+    `of` identifies the weights; `imported`: others trained them, on other text. `training`: the pretraining's folder,
+    whose snapshots show how they were learned. `sft` and `extend`: the stages' folders, empty where there is none;
+    `tuned`: sft changed the weights. `text`: what is sent through the network; empty: held-out text. `recipe`: how the
+    training text was read (`model.data.recipe.Recipe`), to name its documents; empty: not known. Raises KodaError for a
+    text that is too short or longer than the context, and for weights that cannot be read.
     """
+    jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would multiply float32 in TF32
     timer, vocabulary = Timer(), tokenizers.load(str(Path(tokens) / "tokenizer.json"))
     heldout = Shards(Path(tokens) / "heldout")
     taken_apart, notes = _text(vocabulary, heldout, text, weights.config(Path(base)).max_position_embeddings)
-    model = weights.load(Path(base))
+    try:
+        model = weights.load(Path(base))
+        chat_model = weights.load(Path(sft) / "weights") if sft and (tuned or extend) else None
+        longer = weights.load(Path(extend) / "weights") if extend else None
+    except arrays.Corrupt as error:
+        raise KodaError(str(error)) from None
     with timer("one text"):
         one = _one_text(model, vocabulary, taken_apart, notes)
     with timer("how it learned"):
         learned = learning(model, vocabulary, Path(tokens), Path(training))
-    finetuning = stretching = tuned = question = None
-    corpora = {"tokenize": Path(tokens) / "train"}
-    if sft:
+    written = [("After the text above", _generate(model, taken_apart.tolist(), vocabulary))] if not imported else []
+    corpora = {} if imported else {"tokenize": Path(tokens) / "train"}
+    finetuning = stretching = found = None
+    if tuned and chat_model is not None:
         with timer("fine-tuning"):
-            tuned, question = weights.load(Path(sft) / "weights"), read_json(Path(sft) / "data/prompts.json")[0]
-            finetuning = _finetuning(model, tuned, vocabulary, question)
+            question = read_json(Path(sft) / "data/prompts.json")[0]
+            finetuning = _finetuning(model, chat_model, vocabulary, question)
+            prompt = chat.encode_prompt(vocabulary, question["messages"])
+            written.append((question["messages"][-1]["content"], _generate(chat_model, prompt, vocabulary)))
         corpora["sft"] = Path(sft) / "data/train"
-    if extend and tuned is not None:
+    if chat_model is not None and longer is not None and _affordable(longer):
         with timer("longer context"):
-            stretching = _stretching(tuned, weights.load(Path(extend) / "weights"), heldout)
-    with timer("origins"):
-        written = _written(model, taken_apart, tuned, question, vocabulary)
-        found = origins.origins(written, corpora, vocabulary, Recipe(**recipe))
+            stretching = _stretching(chat_model, longer, heldout)
+    if written:
+        with timer("origins"):
+            found = origins.origins(written, corpora, vocabulary, Recipe(**recipe) if recipe else None)
     return Inspection(
+        of=of,
+        imported=imported,
         layers=model.config.num_hidden_layers,
         heads=model.config.num_attention_heads,
         kv_heads=model.config.num_key_value_heads,
@@ -147,20 +167,16 @@ def _patterns(attention_LHTS: np.ndarray) -> list[HeadPattern]:
     sharpness = attention_LHTS[..., 1:].max(-1).mean(-1).reshape(-1)
     chosen = sorted(np.argsort(-sharpness, kind="stable")[:PATTERNS].tolist())
     places = [divmod(number, count) for number in chosen]
-    drawn_LHTS = attention_LHTS[:, :, -DRAWN:, -DRAWN:].round(4)
-    return [HeadPattern(layer, head, drawn_LHTS[layer, head].tolist()) for layer, head in places]
+    return [HeadPattern(layer, head, attention_LHTS[layer, head].round(4).tolist()) for layer, head in places]
 
 
 def _finetuning(base: Llama, tuned: Llama, vocabulary: Vocabulary, question: dict[str, Any]) -> Finetuning:
-    layers = list(range(base.config.num_hidden_layers))
-    if base.config.hidden_size > WIDE:
-        layers = sorted({0, len(layers) // 2, len(layers) - 1})
-    changed = changes.updates(base, tuned, layers)
+    changed = changes.updates(base, tuned)
     conversation = [*question["messages"], {"role": "assistant", "content": question["answer"]}]
     ids = chat.encode(vocabulary, conversation).ids[: base.config.max_position_embeddings]
     compared = changes.compare(base, tuned, np.array(ids))
     return Finetuning(
-        layers=layers,
+        layers=spectra.layers(base.config),
         values={name: [change.values for change in row] for name, row in changed.items()},
         effective_rank={name: [change.effective_rank for change in row] for name, row in changed.items()},
         new_directions={name: [change.new_directions for change in row] for name, row in changed.items()},
@@ -171,12 +187,19 @@ def _finetuning(base: Llama, tuned: Llama, vocabulary: Vocabulary, question: dic
     )
 
 
+def _affordable(model: Llama) -> bool:
+    """Is there memory for the attention of one row?"""
+    return model.config.num_attention_heads * model.config.max_position_embeddings**2 <= SCORES
+
+
 def _stretching(before: Llama, after: Llama, heldout: Shards) -> Stretching:
     old, new = before.config.max_position_embeddings, after.config.max_position_embeddings
-    rows_BT = rows(heldout, new, 4)
+    rows_BT = rows(heldout, new, max(1, min(4, int(SCORES / (after.config.num_attention_heads * new**2)))))
     edges = sorted({*np.unique(np.geomspace(1, rows_BT.shape[1], RANGES).astype(int)).tolist(), 0})
-    period = min(5 * old // 4, new - new // 8)
-    drawn = np.random.default_rng(0).choice(np.unique(rows_BT), (4, period))
+    period = min(5 * old // 4, (old + new) // 2)  # beyond the old context, and room for a part of the copy
+    ids, counts = np.unique(rows_BT, return_counts=True)
+    common = ids[np.argsort(-counts, kind="stable")[: heads.COMMONEST]]
+    drawn = np.random.default_rng(0).choice(common, (len(rows_BT), period))
     repeated_BT = jnp.concatenate([drawn, drawn], axis=1)[:, :new]
     distance, induction = (
         [function(model, *more).tolist() for model in (before, after)]
@@ -196,17 +219,6 @@ def _stretching(before: Llama, after: Llama, heldout: Shards) -> Stretching:
     )
 
 
-def _written(
-    base: Llama, taken_apart: np.ndarray, tuned: Llama | None, question: dict[str, Any] | None, vocabulary: Vocabulary
-) -> list[tuple[str, list[int]]]:
-    """What the base model writes after the text, and what the fine-tuned one answers to a question."""
-    written = [("After the text above", _generate(base, taken_apart.tolist(), vocabulary))]
-    if tuned is not None and question is not None:
-        prompt = chat.encode_prompt(vocabulary, question["messages"])
-        written.append((question["messages"][-1]["content"], _generate(tuned, prompt, vocabulary)))
-    return written
-
-
 def _generate(model: Llama, prompt: list[int], vocabulary: Vocabulary) -> list[int]:
-    room = model.config.max_position_embeddings - GENERATED
-    return list(Generator(model)(prompt[-max(1, room) :], vocabulary.stops, Sampling(limit=GENERATED)))
+    """What a model writes after a prompt, up to its end or as far as the context goes."""
+    return list(Generator(model)(prompt, vocabulary.stops, Sampling(limit=GENERATED)))

@@ -1,5 +1,6 @@
 """Answers beside the text that the model learned from: which of their words are there, and in which document."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from model.data.heldout import hash_of
 from model.data.recipe import Recipe
 from model.data.shards import Shards
 from model.data.vocabulary import Vocabulary
+from model.errors import KodaError
 from model.inspect import spans
 from model.inspect.figures import Answer, Origins, Source
 from model.inspect.pieces import pieces_of
@@ -49,9 +51,14 @@ def origins(
             vocabulary.tokenizer.decode(_tokens(shards[name], a, b)) for a, b in zip(edges, ends, strict=True)
         )
         text = texts[name, span]
-        called = names.get(hash_of(text)) or f"“{' '.join(text[:BEGINNING].split())} …”"
         return Source(
-            start=span.start, length=span.length, corpus=name, name=called, before=before, words=words, after=after
+            start=span.start,
+            length=span.length,
+            corpus=name,
+            name=names.get(hash_of(text)) or f"“{' '.join(text[:BEGINNING].split())} …”",
+            before=before,
+            words=words,
+            after=after,
         )
 
     answers = [
@@ -62,7 +69,7 @@ def origins(
 
 
 def _tokens(shards: Shards, start: int, stop: int) -> list[int]:
-    return shards.read(start, stop - start)[0].tolist()
+    return shards.read(start, stop - start)[0].tolist() if stop > start else []
 
 
 def names_of(hashes: set[int], recipe: Recipe) -> dict[int, str]:
@@ -70,14 +77,13 @@ def names_of(hashes: set[int], recipe: Recipe) -> dict[int, str]:
     the beginning is read."""
     names: dict[int, str] = {}
     recipe, read = replace(recipe, bad_input="skip", contamination="", drop_contaminated=False), 0
-    for source in recipe.source:
-        if sources.is_hub(source):
-            continue
-        for part in sources.parts(source, recipe, ""):
-            for document in blocks.kept(part, recipe, Report()):
-                if (digest := hash_of(document.text)) in hashes:
-                    names[digest] = document.name
-                read += len(document.text)
-                if len(names) == len(hashes) or read > READ:
-                    return names
+    for source in filter(lambda name: not sources.is_hub(name), recipe.source):
+        with contextlib.suppress(KodaError, OSError):  # a source that is not there any more
+            for part in sources.parts(source, recipe, ""):
+                for document in blocks.kept(part, recipe, Report()):
+                    if (digest := hash_of(document.text)) in hashes:
+                        names[digest] = document.name
+                    read += len(document.text)
+                    if len(names) == len(hashes) or read > READ:
+                        return names
     return names

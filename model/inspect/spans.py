@@ -1,4 +1,4 @@
-"""Where an answer's words stand in the training text: the longest runs of tokens that it shares with the token shards.
+"""Which of an answer's words are in the training text: the longest runs of tokens that it shares with the token shards.
 
 Without an index: each token of the answer is compared with every token of the shards, from the last to the first, and
 the length of the run that begins at each place is carried along. That takes no file beside the shards, the memory of
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 def longest_spans(shards: Shards, answer_Q: np.ndarray, least: int = LEAST, most: int = 8) -> list[Span]:
-    """The longest runs, none inside another, the longest first; one place of each."""
+    """The longest runs, the longest first; one place of each. Of one that overlaps a longer one, the rest is a run."""
     best_Q, where_Q = np.zeros(len(answer_Q), int), np.zeros(len(answer_Q), int)
     for first in range(0, len(shards), PIECE):
         piece_N = shards.read(first, min(PIECE + len(answer_Q), len(shards) - first))[0]
@@ -42,11 +42,13 @@ def longest_spans(shards: Shards, answer_Q: np.ndarray, least: int = LEAST, most
         length, at = int(best_Q[start]), int(where_Q[start])
         if length < least or len(chosen) == most:
             break
-        if not covered_Q[start : start + length].any():
+        free_Q = ~covered_Q[start : start + length]
+        length = length if free_Q.all() else int(free_Q.argmin())  # up to where a longer run begins
+        if length >= least:
             covered_Q[start : start + length] = True
             after = int(np.searchsorted(edges, at, side="right"))
             chosen.append(Span(start, length, at, int(edges[after - 1]), int(edges[after])))
-    return chosen
+    return sorted(chosen, key=lambda span: -span.length)
 
 
 def _edges(shards: Shards) -> np.ndarray:

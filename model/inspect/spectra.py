@@ -6,17 +6,25 @@ Letters in names: L layers, I inputs, O outputs, M the smaller of the two.
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from model.config import LORA_TARGETS
+from model.config import LORA_TARGETS, LlamaConfig
 from model.llama import Llama
+
+WIDE = 1024  # wider models have the matrices of three layers looked at: of all of them it would take hours
+
+
+def layers(config: LlamaConfig) -> list[int]:
+    """The layers whose matrices are looked at: all, or of a wide model the first, the middle and the last."""
+    count = config.num_hidden_layers
+    return list(range(count)) if config.hidden_size <= WIDE else sorted({0, count // 2, count - 1})
 
 
 def matrices(model: Llama) -> Iterator[tuple[str, jax.Array]]:
-    """The layers' matrices by their usual names, `[layers, inputs, outputs]`."""
+    """The matrices of `layers` by their usual names, `[layers, inputs, outputs]`."""
+    chosen = np.array(layers(model.config))
     for name, (part, matrix) in LORA_TARGETS.items():
-        yield name, getattr(getattr(model.layers, part), matrix).kernel[...]
+        yield name, getattr(getattr(model.layers, part), matrix).kernel[...][chosen]
 
 
 def singular_values(kernel_LIO: jax.Array | np.ndarray) -> np.ndarray:
@@ -40,7 +48,3 @@ def effective_rank(values_LM: np.ndarray) -> np.ndarray:
 def stable_rank(values_LM: np.ndarray) -> np.ndarray:
     """‖W‖²_F / ‖W‖²₂, `[layers]`: how many directions are as large as the largest."""
     return (values_LM**2).sum(-1) / np.maximum(values_LM[:, 0] ** 2, 1e-30)
-
-
-def root_mean_square(kernel: jax.Array) -> float:
-    return float(jnp.sqrt(jnp.mean(jnp.square(kernel))))

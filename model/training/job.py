@@ -34,7 +34,7 @@ class Recipe:
     log_every_steps: int
     evaluate_every_steps: int
     evaluate_rows: int
-    snapshots: int  # steps whose weights are kept, at most
+    snapshots: int = 0  # steps whose weights are kept, at most
 
     def snapshot_steps(self) -> list[int]:
         """The steps whose weights are kept: 0, 1, 2, 4, … 512, where most happens in few steps, then evenly to the

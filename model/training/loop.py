@@ -88,7 +88,7 @@ class Attempt:
             return DONE
         self.heart.beat("compile", step)
         self.training.settle(distributed.device_memory())
-        self.training.take_snapshot(step)
+        self._keep_weights(step, "compile")
         pending: Unchecked | None = None
         due = ""
         while step < until and not distributed.should_stop(step, self.stop_asked):
@@ -101,7 +101,7 @@ class Attempt:
                 return ROLLED_BACK
             pending = Unchecked(step, metrics, waited)
             self.heart.beat("train", step)
-            self.training.take_snapshot(step)
+            self._keep_weights(step, "train")
             self.training.checkpoints.finish_completed_save()
             due = self._due(step) or due
             if step < until and due:
@@ -177,6 +177,13 @@ class Attempt:
         self.training.save(step, permanent=permanent, **facts)
         self.saved_at = time.monotonic()
         self.heart.turn("train")
+
+    def _keep_weights(self, step: int, phase: str) -> None:
+        """Take a snapshot where one is due. The wait for the one before is no sign that `phase` hangs."""
+        if self.training.snapshots.due(step):
+            self.heart.beat("save", step)
+            self.training.take_snapshot(step)
+            self.heart.beat(phase, step)
 
     def _save_at_last(self, step: int, **facts: Any) -> None:
         """Save, wait for it, and where there is no room try again until Checkpoints gives up."""

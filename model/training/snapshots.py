@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import arrays
 from model.files import disk_full
@@ -26,7 +27,8 @@ def taken(folder: Path) -> list[int]:
 class Snapshots:
     """A folder of weights for each of some steps, bfloat16, readable by `weights.load`; written beside the step loop.
 
-    A snapshot that finds no room is left out, and training goes on. Of several processes one writes.
+    A snapshot that would leave no room for a checkpoint is left out, and training goes on. Of several processes one
+    writes.
     """
 
     def __init__(self, job: Job, note: Callable[..., None]):
@@ -35,21 +37,26 @@ class Snapshots:
         self.steps = frozenset(job.recipe.snapshot_steps())
         self._writing: tuple[int, arrays.Background] | None = None
 
-    def take(self, step: int, params: Any) -> None:
-        """Begin to write the weights, which are those of `step`, if they are to be kept and are not there."""
+    def due(self, step: int) -> bool:
+        """Are the weights of this step to be kept, and not there yet?"""
         if step not in self.steps:
-            return
+            return False
+        return bool(distributed.broadcast_from_writer(not arrays.committed(self._place(step))))
+
+    def take(self, step: int, params: Any, checkpoint: int) -> None:
+        """Begin to write the weights, which are those of `step`, once the snapshot before is written. `checkpoint`:
+        bytes of one, for which room is left."""
         self.wait()
-        place = self.folder / SNAPSHOTS / str(step)
-        if not distributed.broadcast_from_writer(not arrays.committed(place)):
+        if not distributed.broadcast_from_writer(self._room(step, params, checkpoint)):
             return
         named = {}
-        for name, leaf in arrays.flatten(_halved(params)).items():
-            copy = distributed.copy_to_host(leaf)
+        for name, leaf in arrays.flatten(params).items():
+            half = np.asarray(distributed.copy_to_host(_halved(leaf)))  # one by one: a device has little room left
             if distributed.is_writer():
-                named[name] = copy
+                named[name] = half
         if distributed.is_writer():
-            self._writing = step, arrays.Background(place, named, step=step, config=self.model.to_dict())
+            background = arrays.Background(self._place(step), named, step=step, config=self.model.to_dict())
+            self._writing = step, background
 
     def wait(self) -> None:
         """Wait until the snapshot that is being written is committed."""
@@ -61,7 +68,7 @@ class Snapshots:
         except Exception as error:
             if not disk_full(error):
                 raise
-            self.note(Event.SAVE_FAILED, step, cause=f"the snapshot: {str(error).splitlines()[0]}")
+            self._left_out(step, str(error).splitlines()[0])
 
     def drop_after(self, step: int) -> None:
         """Remove those of later steps, which will be trained again on other data."""
@@ -69,9 +76,23 @@ class Snapshots:
         if distributed.is_writer():
             for later in taken(self.folder):
                 if later > step:
-                    shutil.rmtree(self.folder / SNAPSHOTS / str(later))
+                    (self._place(later) / arrays.COMMIT).unlink()  # first, so that half of it never counts
+                    shutil.rmtree(self._place(later))
+
+    def _place(self, step: int) -> Path:
+        return self.folder / SNAPSHOTS / str(step)
+
+    def _room(self, step: int, params: Any, checkpoint: int) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = arrays.size(params) // 2 + checkpoint, shutil.disk_usage(self.folder).free
+        if free < needed:
+            self._left_out(step, f"it and a checkpoint need {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
+        return free >= needed
+
+    def _left_out(self, step: int, cause: str) -> None:
+        self.note(Event.SAVE_FAILED, step, cause=f"the snapshot is left out: {cause}")
 
 
 @jax.jit
-def _halved(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+def _halved(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.bfloat16)

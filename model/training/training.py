@@ -148,8 +148,8 @@ class Training:
         self.note(Event.ROLLBACK, start, cause=cause, batches=batches)
 
     def take_snapshot(self, step: int) -> None:
-        """Keep the weights, which are those of `step`, if they are to be kept."""
-        self.snapshots.take(step, self.state.params)
+        """Begin to keep the weights, which are those of `step`."""
+        self.snapshots.take(step, self.state.params, arrays.size(self.state))
 
     def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         """Begin a checkpoint of the state, which is at `step`."""

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Picture(NamedTuple):
-    """What stands under a picture."""
+    """What is written under a picture."""
 
     equation: str
     look: str
@@ -71,7 +71,8 @@ GUIDE = {
     "ranks": Picture(
         "Stable rank ‖W‖²_F / ‖W‖²₂; effective rank exp(−Σ p log p) with p = σ / Σσ, of the singular values σ. Mean"
         " over the layers.",
-        "How many directions a matrix uses. Muon keeps them high, AdamW lets a few grow.",
+        "How many directions a matrix uses. Where the stable rank falls, a few directions have grown beyond all "
+        "others.",
         "At step 0 the random matrix has its own value: compare with that, not with the largest possible.",
         "model/inspect/spectra.py",
         "stable_rank",
@@ -79,7 +80,7 @@ GUIDE = {
     "updates": Picture(
         "√mean(ΔW²) / √mean(W²) a step, between two snapshots.",
         "It follows the learning rate, and falls as the weights grow.",
-        "",
+        "A change of less than 0.5 % of the weights is lost in the rounding of two snapshots, and left out.",
         "model/inspect/learning.py",
         "learning",
     ),
@@ -121,7 +122,8 @@ GUIDE = {
         "attribute",
     ),
     "angles": Picture(
-        "cos(position · θ^(−2i / d)) for rotary pair i: by such angles queries and keys know their distance.",
+        "cos(position · f) with f the frequency of rotary pair i, θ^(−2i / d) where positions are not scaled: by "
+        "such angles queries and keys know their distance.",
         "The first pairs tell neighbours apart, the last ones hardly turn within the context.",
         "",
         "model/rope.py",
@@ -130,7 +132,8 @@ GUIDE = {
     "finetuning": Picture(
         "ΔW = W after − W before; its singular values over the largest of W. New: of the 16 first directions of W +"
         " ΔW, those whose cosine with every direction of W is below 0.6.",
-        "LoRA's rank bounds how many values there are. New directions are what fine-tuning added rather than adjusted.",
+        "With LoRA, the rank bounds how many values there are. New directions are what fine-tuning added rather "
+        "than adjusted.",
         "No change: no value, and no new direction.",
         "model/inspect/changes.py",
         "updates",
@@ -143,7 +146,8 @@ GUIDE = {
         "compare",
     ),
     "wavelengths": Picture(
-        "2π · θ^(2i / d) positions for a full turn of rotary pair i, under both bases θ.",
+        "2π / f positions for a full turn of rotary pair i, before and after; f = θ^(−2i / d) where positions are "
+        "not scaled, and NTK raises θ.",
         "Pairs above a context's line never see a whole turn in it. NTK moves the slow ones up, by as much as the "
         "context grew, and leaves the fast ones.",
         "",

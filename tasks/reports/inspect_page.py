@@ -1,4 +1,4 @@
-"""The page of `koda inspect`: one file, for light and dark, a desk and a phone, that asks nothing of any network."""
+"""The page of `koda inspect`: one file that needs no network, for light and dark, for a desk and a phone."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def page(path: Path, name: str, seen: Inspection) -> Path:
         *_text(seen.text),
         *(_finetuning(seen.finetuning) if seen.finetuning else []),
         *(_stretching(seen.stretching) if seen.stretching else []),
-        *_origins(seen.origins),
+        *(_origins(seen.origins) if seen.origins else []),
         html.note(
             "Measured in "
             + ", ".join(f"{seconds:.1f} s ({part})" for part, seconds in seen.seconds.items())
@@ -57,11 +57,15 @@ def _learning(learning: Learning) -> list[str]:
         name: f"{title} (chance {learning.chance[name]:.3g})" for name, title in SCORES.items() if name != "writes"
     }
     course = inspect_plots.course if learning.kept else inspect_plots.heads
+    heads = len(learning.ablation) * len(learning.ablation[0])
+    clearest = f"Of {heads} heads, each map shows the {inspect_plots.MOST} whose last score is farthest from chance."
+    damaged = f"Snapshots that cannot be read are left out: steps {', '.join(map(str, learning.damaged))}."
     ablation = inspect_plots.grid(learning.ablation, "nats of loss without the head", "head", "layer")
     return [
         html.heading("How it learned", mark="learned"),
         "" if learning.kept else html.note(NO_SNAPSHOTS),
-        _explained(course(learning, names), "course"),
+        html.note(damaged) if learning.damaged else "",
+        _explained(course(learning, names), "course", clearest if learning.kept and heads > inspect_plots.MOST else ""),
         html.folded("Every head in numbers, at the end", _head_table(learning)),
         html.heading("What each head is worth", 3, mark="ablation"),
         _explained(ablation, "ablation", f"Over {learning.ablated_tokens:,} tokens of held-out text."),
@@ -135,12 +139,11 @@ def _texts(learning: Learning) -> str:
     """The fixed text at some snapshots, each token on its bits."""
     last = len(learning.steps) - 1
     chosen = sorted({round(last * n / (TEXTS - 1)) for n in range(TEXTS)})
-    size = sum(len(piece.encode()) for piece in learning.pieces[1:])
     most = max(map(max, learning.bits))
     blocks = []
     for number in chosen:
         bits = learning.bits[number]
-        label = f"step {learning.steps[number]:,}: {sum(bits) / max(1, size):.3f} bits per byte"
+        label = f"step {learning.steps[number]:,}: {sum(bits) / max(1, learning.size):.3f} bits per byte"
         shades = [0.0, *(value / most for value in bits)]
         blocks.append(html.heading(label, 4) + html.coloured(learning.pieces, shades, [None, *bits], "bits"))
     return "".join(blocks)
@@ -148,21 +151,16 @@ def _texts(learning: Learning) -> str:
 
 def _text(text: Text) -> list[str]:
     first = max(0, len(text.pieces) - COLUMNS)
-    rows = []
-    for layer in range(len(text.top) - 1, -1, -1):
-        cells = [
-            (
-                text.top[layer][t],
-                text.probability[layer][t],
-                f"{text.top[layer][t]!r} {text.probability[layer][t]:.3f}; next token: rank {text.rank[layer][t] + 1}, "
-                f"log p {text.logprob[layer][t]:.2f}; KL {text.divergence[layer][t]:.2f}",
-            )
-            for t in range(first, len(text.pieces))
-        ]
-        rows.append((f"layer {layer - 1}" if layer else "embedding", cells))
+    shown = range(first, len(text.pieces))
+    rows = [
+        (f"layer {layer - 1}" if layer else "embedding", [_lens_cell(text, layer, t) for t in shown])
+        for layer in range(len(text.top) - 1, -1, -1)
+    ]
     difference = {name: a - b for name, (a, b) in text.attribution.items()}
     largest = sorted(difference, key=lambda name: -abs(difference[name]))[:SHOWN_PARTS]
     likeliest, other = map(repr, text.candidates)
+    positions = len(text.patterns[0].attention)
+    drawn = f"The last {positions} positions, so that the first column is none." if positions < len(text.pieces) else ""
     parts: list[list[object]] = [[name, *values, difference[name]] for name, values in text.attribution.items()]
     total = [sum(values[n] for values in text.attribution.values()) for n in range(2)]
     for name, (one, two) in (("sum", total), ("the model's logits", text.logits)):
@@ -182,7 +180,7 @@ def _text(text: Text) -> list[str]:
             "divergence",
         ),
         html.heading("What each head attends to", 3, mark="patterns"),
-        _explained(inspect_plots.patterns(text.patterns), "patterns"),
+        _explained(inspect_plots.patterns(text.patterns), "patterns", drawn),
         html.heading(f"Who decides the next token: {likeliest} over {other}", 3, mark="attribution"),
         _explained(
             inspect_plots.parts(largest, [difference[name] for name in largest], "logit difference"), "attribution"
@@ -191,6 +189,15 @@ def _text(text: Text) -> list[str]:
         html.heading("How positions are told apart", 3, mark="angles"),
         _explained(inspect_plots.grid(text.angles, "cosine of the angle", "position", "rotary pair"), "angles"),
     ]
+
+
+def _lens_cell(text: Text, layer: int, t: int) -> tuple[str, float, str]:
+    """The likeliest token at a layer and position, its probability, and more about them."""
+    top, probability = text.top[layer][t], text.probability[layer][t]
+    lines = [f"{top!r} {probability:.3f}", f"KL {text.divergence[layer][t]:.2f}"]
+    if t < len(text.pieces) - 1:
+        lines.insert(1, f"next token: rank {text.rank[layer][t] + 1}, log p {text.logprob[layer][t]:.2f}")
+    return top, probability, "; ".join(lines)
 
 
 def _settling(text: Text) -> str:

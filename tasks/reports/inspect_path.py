@@ -32,7 +32,7 @@ def _head(learning: Learning, score: str, does: str) -> tuple[str, str]:
     text = f"Head {layer}.{head} {does}, with {value:.2f} of its attention (chance {chance:.3f})."
     step = learning.emergence[score][layer][head]
     if learning.kept:
-        text += f" Half of that was there in the snapshot of step {step:,}."
+        text += f" Half of what is above chance was there in the snapshot of step {step:,}."
     return text, "learned"
 
 
@@ -63,7 +63,7 @@ def _settling(seen: Inspection) -> tuple[str, str]:
 
 def _copied(seen: Inspection) -> tuple[str, str] | None:
     """The longest run that an answer shares with the training text."""
-    sources = [source for answer in seen.origins.answers for source in answer.sources]
+    sources = [source for answer in seen.origins.answers for source in answer.sources] if seen.origins else []
     if not sources:
         return None
     longest = max(sources, key=lambda source: source.length)

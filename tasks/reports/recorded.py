@@ -13,7 +13,7 @@ from model.inspect.figures import Inspection
 from model.training.goodput import DOWN, goodput
 from model.training.records import Event, EventRecord, Metrics, read_events, read_metrics
 from tasks.runs.paths import STAGES, read_configuration
-from tasks.runs.record import read_figures, read_record
+from tasks.runs.record import Built, read_built, read_figures, read_record
 from tasks.runs.run import flat
 from tasks.typed import typed
 
@@ -21,6 +21,11 @@ TRAININGS = {"pretrain": "pretraining", "sft": "fine-tuning", "extend": "at the 
 INSPECTION, INSPECTED = "inspect/inspect.json", "inspect/index.html"  # what `koda inspect` measured, and its page
 MADE_OF = ("tokenizer.json", "train/", "heldout/")  # of what tokenize made: the files that decide what is learned
 Kind = TypeVar("Kind")
+
+
+def identity(checkpoint: Built[Any]) -> str:
+    """What tells the weights of a run from those that it had before."""
+    return f"{checkpoint.key} {checkpoint.finished}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,10 @@ class RecordedRun:
         return figures.where if figures.where.startswith("https://") else str(self.folder / "publish")
 
     def inspection(self) -> Inspection | None:
-        """What `koda inspect` measured; None where it was not run, or where another version measured it."""
+        """What `koda inspect` measured of the weights that the run has now; None where it measured none, or others."""
         with contextlib.suppress(ValueError):
-            return typed(Inspection, self.read(INSPECTION))
+            seen, checkpoint = typed(Inspection, self.read(INSPECTION)), read_built(self.folder, "checkpoint")
+            return seen if checkpoint is None or seen.of == identity(checkpoint) else None
         return None
 
     def read(self, path: str) -> Any:

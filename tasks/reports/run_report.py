@@ -66,7 +66,7 @@ def _stale(run: RecordedRun) -> str:
 
 def _inside(run: RecordedRun) -> str:
     """The way to the page of `koda inspect`, where there is one."""
-    if not (run.folder / INSPECTED).is_file():
+    if run.inspection() is None or not (run.folder / INSPECTED).is_file():
         return ""
     return f'<p>What is inside the model: <a href="{INSPECTED}">{INSPECTED}</a></p>'
 

@@ -13,6 +13,7 @@ from model.files import listing, read_json
 from tasks.typed import typed
 
 RECORD = "stage.json"
+SNAPSHOTS = "snapshots"  # in a stage's folder: weights to look at, which no stage reads. They are no outputs
 TABLES = ("figures", "reads", "built_from", "settings", "outputs", "versions")  # of a record
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
@@ -71,7 +72,7 @@ def read_figures(run_folder: Path, kind: type[Kind]) -> Kind | None:
 
 def changed_outputs(folder: Path) -> list[str]:
     """The outputs that a stage recorded and that are not there any more with the bytes that it recorded."""
-    recorded, present = (read_record(folder) or {})["outputs"], listing(folder)
+    recorded, present = (read_record(folder) or {})["outputs"], listing(folder, SNAPSHOTS)
     return [path for path, facts in recorded.items() if present.get(path) != facts]
 
 

@@ -15,7 +15,7 @@ from tasks.progress import log_line
 from tasks.runs.attempts import Attempts
 from tasks.runs.lock import LOCK, flow_run_id, lock
 from tasks.runs.paths import RUN_TOML, STAGES, folder_of, make_folder, read_configuration
-from tasks.runs.record import RECORD, Built, read_built, read_record, versions
+from tasks.runs.record import RECORD, SNAPSHOTS, Built, read_built, read_record, versions
 from tasks.runs.up_to_date import check_inputs, up_to_date
 from tasks.section import Section, nearest
 
@@ -167,7 +167,7 @@ class Run:
             "versions": versions(),
             "outputs": {
                 path: facts
-                for path, facts in listing(work).items()
+                for path, facts in listing(work, SNAPSHOTS).items()
                 if path not in (RECORD, BUILDING) and not Path(path).name.startswith(".")
             },
         }

@@ -28,7 +28,7 @@ def text_of(page: Path) -> str:
 
 @pytest.mark.timeout(900)
 def test_page_of_a_finished_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One file below 3 MB that asks for nothing; its parts, and figures that are those of the run."""
+    """One file below 3 MB that refers to no other; its parts, and figures that are those of the run."""
     assert main(["inspect", "small"]) == 0
     page = finished_run / "inspect/index.html"
     assert capsys.readouterr().out.strip() == str(page)
@@ -37,7 +37,7 @@ def test_page_of_a_finished_run(finished_run: Path, capsys: pytest.CaptureFixtur
     outside = re.findall(r"""(?:src|href)=["']?(?!#|data:)([^"' >]+)""", html)
     assert not outside, outside
     assert all(mark in re.findall(r' id="([a-z]+)"', html) for mark in re.findall(r'href="#([a-z]+)"', html))
-    for guide in GUIDE.values():  # every picture says where its code is
+    for guide in GUIDE.values():  # every picture names its code
         assert guide.code in text_of(page), guide
     learned = seen["learning"]
     assert learned["kept"] and learned["steps"][0] == 0 and learned["steps"][-1] == 120
@@ -52,6 +52,8 @@ def test_page_of_a_finished_run(finished_run: Path, capsys: pytest.CaptureFixtur
     assert "Yes." in "".join(answers[1]["pieces"]) and seen["origins"]["searched"].keys() == {"tokenize", "sft"}
     assert main(["report", "small"]) == 0
     assert 'href="inspect/index.html"' in (finished_run / "report.html").read_text(encoding="utf-8")
+    prompt = read_json(finished_run / "sft/data/prompts.json")[0]["messages"][-1]["content"]
+    assert [answer["prompt"] for answer in answers] == ["After the text above", prompt]
     shutil.copytree(finished_run, finished_run.with_name("twin"))
     assert main(["report", "small", "twin"]) == 0
     assert "How their heads learned" in (finished_run / "report-against-twin.html").read_text(encoding="utf-8")
@@ -85,9 +87,20 @@ def test_run_in_training_shows_its_snapshots_so_far(finished_run: Path, capsys: 
     seen = read_json(run / "inspect/inspect.json")
     assert seen["learning"]["steps"] == [0, 32] and seen["finetuning"] is None
     assert len(seen["text"]["pieces"]) > 6 and "read as letters" in text_of(run / "inspect/index.html")
-    shutil.rmtree(run / "pretrain/snapshots")
+    (run / "pretrain/snapshots/32/COMMIT.json").unlink()
+    (run / "pretrain/snapshots/0/COMMIT.json").unlink()
     assert main(["inspect", "young"]) == 1
     assert "has no weights yet" in capsys.readouterr().err
+
+
+def test_weights_of_another_text_are_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After `koda run --set tokenize.… --until tokenize`: the ids of the new tokenizer mean nothing to them."""
+    run = Path(shutil.copytree(finished_run, finished_run.with_name("moved")))
+    record = read_json(run / "tokenize/stage.json")
+    write_json(run / "tokenize/stage.json", {**record, "finished": "later"})
+    assert main(["inspect", "moved"]) == 1
+    assert "pretrain of runs/moved was built from an earlier tokenize" in capsys.readouterr().err
+    assert not (run / "inspect").exists()
 
 
 def test_run_without_snapshots_says_how_to_have_them(finished_run: Path) -> None:

@@ -108,8 +108,8 @@ def test_random_weights_score_chance(texts: heads.Probe) -> None:
     """Small random weights attend evenly: each score is that of uniform attention."""
     seen = scores(Llama(BUILT, rngs=nnx.Rngs(0)), texts)
     for name, level in heads.chance(texts).items():
-        value = getattr(seen, name)
-        assert np.abs(value - level).max() < 0.02 * max(level, 1), name
+        bound = 0.1 * level if level else 0.2  # nats, of `writes`
+        assert np.abs(getattr(seen, name) - level).max() < bound, name
     circuits = copying(Llama(BUILT, rngs=nnx.Rngs(0)))
     assert np.abs(circuits).max() < 0.6  # of 64 eigenvalues, whose real parts mostly cancel
 

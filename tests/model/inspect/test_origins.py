@@ -1,4 +1,4 @@
-"""Where an answer's words stand in the training text."""
+"""Which of an answer's words are in the training text."""
 
 from pathlib import Path
 
@@ -47,8 +47,8 @@ def test_planted_sentence_is_found_with_its_document(corpus: Path, vocabulary: V
     assert found.searched == {"tokenize": len(Shards(corpus / "train"))}
     longest = found.answers[0].sources[0]
     assert PLANTED[2:] in longest.words and longest.name.endswith("6.txt")
-    told = found.answers[0].pieces
-    assert "".join(told[longest.start : longest.start + longest.length]) == longest.words
+    pieces = found.answers[0].pieces
+    assert "".join(pieces[longest.start : longest.start + longest.length]) == longest.words
     text = (corpus / "text/6.txt").read_text()
     assert longest.before + longest.words + longest.after in text
 
@@ -77,6 +77,33 @@ def test_runs_do_not_depend_on_how_the_shards_are_cut(corpus: Path, monkeypatch:
     assert spans.longest_spans(shards, answer) == complete and complete[0].length == 40
 
 
+@pytest.mark.parametrize("end", ["beginning", "end"])
+def test_run_at_the_edge_of_a_document_has_nothing_beside_it(corpus: Path, vocabulary: Vocabulary, end: str) -> None:
+    """An answer that repeats how a document begins, or how it ends, with the token that ends it."""
+    shards = Shards(corpus / "train")
+    second = int(shards.documents()[0][1])
+    start = second if end == "beginning" else second - 12
+    answer = shards.read(start, 12)[0].tolist()
+    found = origins([("", answer)], {"tokenize": corpus / "train"}, vocabulary, None).answers[0].sources[0]
+    assert found.length == 12 and (found.before if end == "beginning" else found.after) == ""
+
+
+def test_rest_of_a_run_that_overlaps_a_longer_one_is_a_run(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, 512, 1_000)
+    for document in (range(100, 112), range(110, 140)):
+        writer.add([*document, 0])
+    writer.close()
+    found = spans.longest_spans(Shards(tmp_path), np.arange(100, 140))
+    assert [(span.start, span.length) for span in found] == [(10, 30), (0, 10)]
+
+
+def test_source_that_is_gone_leaves_documents_without_a_name(corpus: Path, vocabulary: Vocabulary) -> None:
+    gone = Recipe(**{**PLAIN, "source": {str(corpus / "moved"): 1.0}})
+    answer = Shards(corpus / "train").read(50, 20)[0].tolist()
+    found = origins([("", answer)], {"tokenize": corpus / "train"}, vocabulary, gone)
+    assert found.answers[0].sources[0].name.startswith("“")
+
+
 def test_conversation_is_the_document_of_its_tokens(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, 512, 1_000, marked=True)
     writer.add([1, 2, 3, 4, 5, 6, 7, 8], [STARTS, 0, 0, TRAINED, STARTS, 0, 0, TRAINED])
@@ -86,7 +113,7 @@ def test_conversation_is_the_document_of_its_tokens(tmp_path: Path) -> None:
 
 
 def test_pieces_are_the_text(vocabulary: Vocabulary) -> None:
-    text = "Straße — naïve 漢字 🙂 end"
+    text = "Straße — naïve 漢字語 🙂 end"
     ids = vocabulary.plain(text)
     pieces = pieces_of(vocabulary, ids)
     assert len(pieces) == len(ids)
