@@ -1,6 +1,7 @@
 """`koda convert`: a model that others trained, or a run's, → exports for transformers, llama.cpp and MLX, anywhere."""
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BESIDE = ".model"  # in the folder that is being built: the model in Koda's form, and the text it is compared on
 COMPARED = 60_000  # characters of that text
+TYPE = re.compile(r"[.-](F32|B?F16|I?Q\d\w*)$", re.IGNORECASE)  # the number type at the end of a GGUF file's name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     theirs = Path(arguments.model)
     located = None if theirs.exists() and not (theirs / COMMIT).is_file() else locate(arguments.model)
-    name = theirs.stem if theirs.suffix == ".gguf" else theirs.absolute().name
+    name = TYPE.sub("", theirs.stem) if theirs.suffix == ".gguf" else theirs.absolute().name
     if located is not None and located.tokens is not None:
         name = located.tokens.parent.name
     out = arguments.out or Path(f"{name}-exports")

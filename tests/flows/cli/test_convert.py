@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax import nnx
 
-from flows.cli.convert import settings
+from flows.cli.convert import TYPE, settings
 from flows.cli.main import main
 from model import weights
 from model.data import tokenizer as tokenizers
@@ -58,6 +58,21 @@ def test_model_of_others_is_exported_and_compared_in_each_runtime(
     first, second = (hf.read(path) for path in (folder, Path("back/hf")))
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("a number differs"), first.params, second.params)
     assert first.config == second.config
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1", "SmolLM2-135M-Instruct"),
+        ("Llama-3.2-1B-Q4_K_M", "Llama-3.2-1B"),
+        ("mine-bf16", "mine"),
+        ("tiny.IQ3_XXS", "tiny"),
+        ("Qwen2-7B", "Qwen2-7B"),
+        ("plain", "plain"),
+    ],
+)
+def test_number_type_of_a_file_is_no_part_of_the_models_name(stem: str, name: str) -> None:
+    assert TYPE.sub("", stem) == name
 
 
 @pytest.mark.parametrize(
