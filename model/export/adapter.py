@@ -38,6 +38,6 @@ def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe, base: Path) ->
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "base_model_name_or_path": str(base.absolute()),
+            "base_model_name_or_path": str(base),
         },
     )

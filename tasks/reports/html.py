@@ -30,7 +30,7 @@ p, figcaption { color: var(--soft); margin: .3rem 0; font-size: .93rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { text-align: right; padding: .35rem 0 .35rem 1rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
-.l { text-align: left; } td:not(.l) { white-space: nowrap; }
+.l { text-align: left; } .beside td.l { overflow-wrap: anywhere; } td:not(.l) { white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; background: var(--paper); }
 figure { margin: .8rem 0; } figure svg { width: 100%; height: auto; display: block; }
 figure svg text { font-family: system-ui, sans-serif !important; }

@@ -51,16 +51,20 @@ def test_published_files_answer_and_stop_in_their_runtimes(finished_run: Path) -
         assert answer(runtime, question, greedy) == expected, runtime
 
 
-def test_adapter_in_peft_equals_the_merged_model(project: Path, finished_run: Path) -> None:
-    """One command exports the base to where the adapter names it; both together, in PEFT, give the merged logits."""
+def test_adapter_in_peft_equals_the_merged_model(
+    project: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command exports the base to where the adapter names it, from the folder that the run was started in; both
+    together, in PEFT, give the merged logits."""
     import peft
     import torch
 
     from model import weights
 
-    export = [KODA, "convert", "small/checkpoint", "--to", "hf", "--out", str(finished_run / "base")]
-    subprocess.run(export, cwd=project, check=True, capture_output=True, timeout=300)
-    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(finished_run / "sft/adapter").eval()
+    monkeypatch.chdir(project)
+    export = [KODA, "convert", "small/checkpoint", "--to", "hf", "--out", "runs/small/base"]
+    subprocess.run(export, check=True, capture_output=True, timeout=300)
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained("runs/small/sft/adapter").eval()
     tokens = torch.arange(5, 45)[None]
     with torch.no_grad():
         theirs = adapted(tokens).logits.numpy()

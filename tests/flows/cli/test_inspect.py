@@ -96,6 +96,7 @@ def test_run_in_training_shows_its_snapshots_so_far(finished_run: Path, capsys: 
 def test_weights_of_another_text_are_refused(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After `koda run --set tokenize.… --until tokenize`: the ids of the new tokenizer mean nothing to them."""
     run = Path(shutil.copytree(finished_run, finished_run.with_name("moved")))
+    shutil.rmtree(run / "inspect", ignore_errors=True)
     record = read_json(run / "tokenize/stage.json")
     write_json(run / "tokenize/stage.json", {**record, "finished": "later"})
     assert main(["inspect", "moved"]) == 1
