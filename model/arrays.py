@@ -15,9 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from model.files import disk_full, read_json, write_json
+from model.files import COMMIT, disk_full, read_json, write_json
 
-COMMIT = "COMMIT.json"
 ARRAYS = "arrays"
 PART_BYTES = 128_000_000  # of the arrays that Orbax writes at once: it needs nearly twice as much memory for them
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 from model.errors import KodaError
 
 CHECKSUMS = "CHECKSUMS"
+COMMIT = "COMMIT.json"  # marks a folder of arrays as complete
 
 
 @contextmanager
@@ -133,6 +134,12 @@ def checksums(path: Path) -> dict[str, str]:
             raise KodaError(f"{path}, line {number}: not a SHA-256, two spaces and a file of this folder.")
         hashes[name] = digest
     return hashes
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """The steps of a training that are complete below `folder`, a folder of its number for each, in their order."""
+    commits = folder.glob(f"*/{COMMIT}")
+    return sorted(int(commit.parent.name) for commit in commits if commit.parent.name.isdigit())
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -9,13 +9,14 @@ from prefect import task
 
 from model.errors import KodaError
 from model.figures import CorpusFigures, ExtendFigures, SftFigures
-from model.files import write_json
+from model.files import committed_steps, write_json
 from model.inspect.figures import Inspection
+from model.training.records import SNAPSHOTS
 from tasks import retries
 from tasks.devices import free_or_cpu
 from tasks.progress import log_line
 from tasks.reports.recorded import INSPECTED, INSPECTION, identity
-from tasks.runs.record import SNAPSHOTS, Built, read_built, read_record
+from tasks.runs.record import Built, read_built, read_record
 from tasks.runs.up_to_date import check_inputs, replaced_input
 from tasks.supervise import call
 from tasks.tokenize import Tokenize
@@ -65,9 +66,13 @@ class LookedAt(NamedTuple):
     imported: bool
     tokens: Built[CorpusFigures]
     sft: Built[SftFigures] | None
-    tuned: bool  # sft changed the weights
     extend: Built[ExtendFigures] | None  # None where the context stayed as it was
     recipe: dict[str, Any]  # how the text was read; empty where that is not known
+
+    @property
+    def tuned(self) -> bool:
+        """Did sft change the weights?"""
+        return self.sft is not None and self.sft.figures.steps > 0
 
     @staticmethod
     def of(run: Path) -> "LookedAt":
@@ -76,19 +81,17 @@ class LookedAt(NamedTuple):
         check_inputs(run, "pretrain")
         tokens, pretrain = read_built(run, "tokenize"), read_built(run, "pretrain")
         checkpoint, sft, extend = (_current(run, stage) for stage in ("checkpoint", "sft", "extend"))
-        places = [place.parent for place in (run / "pretrain" / SNAPSHOTS).glob("*/COMMIT.json")]
-        snapshots = sorted((place for place in places if place.name.isdigit()), key=lambda place: int(place.name))
+        snapshots = committed_steps(run / "pretrain" / SNAPSHOTS)
         if tokens is None or (checkpoint is None and not snapshots):
             raise KodaError(f"run {run.name!r} has no weights yet: the command that began it goes on with it.")
         if checkpoint is None:
             sft = extend = None
         return LookedAt(
-            base=checkpoint / "weights" if checkpoint else snapshots[-1],
-            identity=identity(checkpoint) if checkpoint else f"step {snapshots[-1].name}",
+            base=checkpoint / "weights" if checkpoint else run / "pretrain" / SNAPSHOTS / str(snapshots[-1]),
+            identity=identity(checkpoint) if checkpoint else f"step {snapshots[-1]}",
             imported=pretrain is not None and bool(pretrain.figures.imported),
             tokens=tokens,
             sft=sft,
-            tuned=sft is not None and sft.figures.steps > 0,
             extend=extend if extend is not None and sft is not None and extend.figures.measured else None,
             recipe=_recipe(tokens),
         )

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from model.config import Compute, LlamaConfig
 from model.errors import KodaError
 from model.figures import TrainingFigures
+from model.files import committed_steps
 from model.ports import free_port
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job, LoraRecipe, Recipe
@@ -273,8 +274,7 @@ class EventEcho:
 
 def newest_step(folder: Path) -> int:
     """The newest committed step, 0 where there is none."""
-    steps = [int(p.parent.name) for p in (folder / CHECKPOINTS).glob("*/COMMIT.json") if p.parent.name.isdigit()]
-    return max(steps, default=0)
+    return max(committed_steps(folder / CHECKPOINTS), default=0)
 
 
 def _show(folder: Path, watch: Watch) -> None:

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.cli.located import COMMIT, Located, locate
+from flows.cli.located import Located, locate
 from flows.server.embedded import prepare_environment
 from model.errors import KodaError
 from model.figures import PretrainFigures
+from model.files import COMMIT
 from model.training.records import CHECKPOINTS
 
 if TYPE_CHECKING:

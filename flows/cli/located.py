@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.errors import KodaError
+from model.files import COMMIT, committed_steps
 from model.training.records import CHECKPOINTS
 from tasks.runs.paths import NAME, RUN_TOML, folder_of
 from tasks.runs.up_to_date import check_inputs
 
-COMMIT = "COMMIT.json"
 STAGES = ("extend", "sft", "checkpoint")  # a run's name means the weights of the last of these that is done
 TOKENIZER = "tokenize/tokenizer.json"
 
@@ -39,10 +39,8 @@ def locate(model: str) -> Located:
         raise KodaError(f"{model}: weights are in {', '.join((*STAGES, 'pretrain'))}.")
     places = [folder / one / "weights" for one in STAGES if stage in ("", one)]
     if stage in ("", "pretrain"):
-        checkpoints = [
-            p.parent for p in (folder / "pretrain" / CHECKPOINTS).glob(f"*/{COMMIT}") if p.parent.name.isdigit()
-        ]
-        places += sorted(checkpoints, key=lambda p: -int(p.name))
+        checkpoints = folder / "pretrain" / CHECKPOINTS
+        places += [checkpoints / str(step) for step in reversed(committed_steps(checkpoints))]
     weights = next((place for place in places if (place / COMMIT).is_file()), None)
     if weights is None:
         raise KodaError(f"{model} has no weights yet: the command that began the run goes on with it.")

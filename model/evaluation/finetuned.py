@@ -16,9 +16,8 @@ from model.training.promote import restored, trained
 def finish(job: str, tokenizer: str, prompts: str, out: str, base: str, limit: int) -> FinetunedFigures:
     """Write adapter/ and the merged weights/ of the finished fine-tuning `job` (a file) below `out`.
 
-    `base`: where the adapter's base model will be, if somebody exports it.
-
-    `limit`: tokens within which answers to the held-out `prompts` should end, before and after.
+    `base`: where the adapter's base model will be, if somebody exports it. `limit`: tokens within which answers to the
+    held-out `prompts` should end, before and after.
     """
     finished = Job.read(Path(job))
     training, facts = restored(finished)

@@ -16,7 +16,8 @@ from model.inspect.figures import Learning
 from model.inspect.pieces import pieces_of
 from model.inspect.walk import compiled
 from model.llama import Llama
-from model.training.snapshots import SNAPSHOTS, taken
+from model.training.records import SNAPSHOTS
+from model.training.snapshots import taken
 
 ROWS, WIDTH = 16, 256  # of each text that heads are scored on; tokens of a row at most
 FIXED = 96  # tokens of the text that is shown over the training

@@ -10,7 +10,7 @@ import numpy as np
 
 from model import arrays
 from model.errors import KodaError
-from model.files import disk_full
+from model.files import committed_steps, disk_full
 from model.training import distributed
 from model.training.records import Event
 
@@ -48,18 +48,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first."""
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and arrays.committed(p))
+        return committed_steps(self.folder)
 
     def save(self, step: int, state: Any, *, permanent: bool, **facts: Any) -> None:
         """Begin to write `state`; the step loop may go on. It waits for a save that is still under way first."""
         self.wait()
         if not distributed.broadcast_from_writer(step not in self.steps() and self._room(step, state)):
             return
-        named = {}
-        for name, leaf in arrays.flatten(state).items():
-            copy = distributed.copy_to_host(leaf)
-            if distributed.is_writer():
-                named[name] = copy
+        named: dict[str, Any] = dict(distributed.copies_for_writer(arrays.flatten(state).items()))
         if not distributed.is_writer():
             return
         self._saves += 1

@@ -6,6 +6,7 @@ Open MPI or Kubernetes, or else from JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -88,3 +89,12 @@ def copy_to_host(leaf: Any) -> np.ndarray | jax.Array:
         return np.asarray(leaf)
     one = leaf.addressable_data(0)  # of several cards one is enough
     return jax.device_put(one, one.sharding.with_memory_kind("pinned_host"))
+
+
+def copies_for_writer(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray | jax.Array]]:
+    """Each array with its name, copied to the writing process. Every process must go through all of them; the others
+    get none."""
+    for name, leaf in named:
+        copy = copy_to_host(leaf)
+        if is_writer():
+            yield name, copy

@@ -13,6 +13,7 @@ from model.files import append_line, read_lines
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"  # weights to look at, which no stage reads: they are no outputs
 WINDOWS = "windows.json"  # data to step over: [[from this step on, so many batches], …]
 
 

@@ -10,18 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import arrays
-from model.files import disk_full
+from model.files import committed_steps, disk_full
 from model.training import distributed
 from model.training.job import Job
-from model.training.records import Event
-
-SNAPSHOTS = "snapshots"
+from model.training.records import SNAPSHOTS, Event
 
 
 def taken(folder: Path) -> list[int]:
     """The steps whose weights are in a training's folder, in their order."""
-    places = (folder / SNAPSHOTS).glob("*")
-    return sorted(int(place.name) for place in places if place.name.isdigit() and arrays.committed(place))
+    return committed_steps(folder / SNAPSHOTS)
 
 
 class Snapshots:
@@ -49,11 +46,9 @@ class Snapshots:
         self.wait()
         if not distributed.broadcast_from_writer(self._room(step, params, checkpoint)):
             return
-        named = {}
-        for name, leaf in arrays.flatten(params).items():
-            half = np.asarray(distributed.copy_to_host(_halved(leaf)))  # one by one: a device has little room left
-            if distributed.is_writer():
-                named[name] = half
+        halves = ((name, _halved(leaf)) for name, leaf in arrays.flatten(params).items())
+        # Each is waited for before the next is made: a device has little room left.
+        named = {name: np.asarray(half) for name, half in distributed.copies_for_writer(halves)}
         if distributed.is_writer():
             background = arrays.Background(self._place(step), named, step=step, config=self.model.to_dict())
             self._writing = step, background

@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 from model.errors import KodaError
 from model.figures import STAGES
 from model.files import listing, read_json
+from model.training.records import SNAPSHOTS
 from tasks.typed import typed
 
 RECORD = "stage.json"
-SNAPSHOTS = "snapshots"  # in a stage's folder: weights to look at, which no stage reads. They are no outputs
 TABLES = ("figures", "reads", "built_from", "settings", "outputs", "versions")  # of a record
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 

@@ -11,11 +11,12 @@ from typing import IO, Any, TypeVar
 from model.errors import KodaError
 from model.files import atomic_write, check_unlocked, disk_full, listing, read_json, replace_folder, write_json
 from model.parent import die_with_parent
+from model.training.records import SNAPSHOTS
 from tasks.progress import log_line
 from tasks.runs.attempts import Attempts
 from tasks.runs.lock import LOCK, flow_run_id, lock
 from tasks.runs.paths import RUN_TOML, STAGES, folder_of, make_folder, read_configuration
-from tasks.runs.record import RECORD, SNAPSHOTS, Built, read_built, read_record, versions
+from tasks.runs.record import RECORD, Built, read_built, read_record, versions
 from tasks.runs.up_to_date import check_inputs, up_to_date
 from tasks.section import Section, nearest
 

@@ -22,8 +22,8 @@ from model.llama import Llama
 from model.training import goodput
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job
-from model.training.records import WINDOWS, Event, read_events, read_metrics
-from model.training.snapshots import SNAPSHOTS, taken
+from model.training.records import SNAPSHOTS, WINDOWS, Event, read_events, read_metrics
+from model.training.snapshots import taken
 
 
 def start(job: Job, until: int = 60) -> subprocess.Popen:

@@ -11,8 +11,8 @@ import pytest
 
 from model import arrays
 from model.training.job import Job
-from model.training.records import Event
-from model.training.snapshots import SNAPSHOTS, Snapshots, taken
+from model.training.records import SNAPSHOTS, Event
+from model.training.snapshots import Snapshots, taken
 
 PARAMS = {"embedding": jnp.ones((64, 8))}
 
