@@ -9,6 +9,7 @@ Letters in names: V vocabulary, D model width, H query heads, K key/value heads,
 import jax.numpy as jnp
 import numpy as np
 
+from model.inspect.walk import unembedding
 from model.llama import Llama
 
 
@@ -21,7 +22,7 @@ def copying(model: Llama) -> np.ndarray:
     attention = model.layers.attention
     size, heads = model.config.head_dim, model.config.num_attention_heads
     # E and U meet in one product, which is the same for all heads.
-    joint_DD = (model.head_VD * model.norm.scale[...]).T @ model.embedding[...]
+    joint_DD = unembedding(model).T @ model.embedding[...]
     scores = []
     for number in range(model.config.num_hidden_layers):
         scale_D = model.layers.attention_norm.scale[...][number]

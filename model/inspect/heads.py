@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.inspect.walk import Layer, next_token_losses, out_matrix, walk
+from model.inspect.walk import Layer, last_root, next_token_losses, out_matrix, unembedding, walk
 from model.llama import Llama
 
 COMMONEST = 500  # random texts are drawn from so many of the commonest tokens: others were hardly ever trained
@@ -45,22 +45,26 @@ class Heads(NamedTuple):
 
     scores: HeadScores
     norms: jax.Array  # root mean square of the stream at each layer's input and after the last, `[layers + 1]`
-    losses: jax.Array  # of the text by position, `[time - 1]`, nats
+    losses: jax.Array  # of the text's tokens but the first of each row, `[batch, time - 1]`, nats
     first_losses: jax.Array  # mean loss of the random text's first half, nats
     second_losses: jax.Array  # of its second half: what looking back is worth
 
 
 def probe(text_BT: jax.Array, counts_V: np.ndarray, rows: int, seed: int = 0) -> Probe:
     """`counts_V`: how often each token occurs in the training text."""
+    return Probe(text_BT, repeated(counts_V, rows, text_BT.shape[1] // 2, seed))
+
+
+def repeated(counts_V: np.ndarray, rows: int, period: int, seed: int = 0) -> jax.Array:
+    """Rows of `period` random tokens twice, `[rows, 2 · period]`, of the commonest by these counts."""
     common = np.argsort(-counts_V, kind="stable")[: min(COMMONEST, int((counts_V > 0).sum()))]
-    half = text_BT.shape[1] // 2
-    drawn = np.random.default_rng(seed).choice(common, (rows, half))
-    return Probe(text_BT, jnp.concatenate([drawn, drawn], axis=1))
+    drawn = np.random.default_rng(seed).choice(common, (rows, period))
+    return jnp.concatenate([drawn, drawn], axis=1)
 
 
 def score(model: Llama, texts: Probe) -> Heads:
     """Both texts through the model; called under `jax.jit`."""
-    centred_VD = _unembedding(model)
+    centred_VD = unembedding(model) - unembedding(model).mean(0)  # what raises a logit above the mean of all
 
     def on_text(layer: Layer) -> tuple[jax.Array, ...]:
         return (*_on_text(layer.a_BHTS, texts.text_BT), jnp.sqrt(jnp.mean(layer.x_BTD**2)))
@@ -70,23 +74,16 @@ def score(model: Llama, texts: Probe) -> Heads:
 
     last_BTD, (previous, duplicate, sink, entropy, norms) = walk(model, texts.text_BT, on_text)
     repeated_BTD, (inductions, writes_LBHT) = walk(model, texts.repeated_BT, on_repeated)
-    root_BT = jax.lax.rsqrt(jnp.mean(repeated_BTD**2, axis=-1) + model.norm.epsilon)  # of the last norm, as it is
-    writes = (writes_LBHT * root_BT[:, None]).mean((1, 3))
+    writes = (writes_LBHT * last_root(model, repeated_BTD)[:, None]).mean((1, 3))
     losses_BN = next_token_losses(model, repeated_BTD, texts.repeated_BT)
     half = texts.repeated_BT.shape[1] // 2
     return Heads(
         HeadScores(inductions, previous, duplicate, sink, entropy, writes),
         jnp.append(norms, jnp.sqrt(jnp.mean(last_BTD**2))),
-        next_token_losses(model, last_BTD, texts.text_BT).mean(0),
+        next_token_losses(model, last_BTD, texts.text_BT),
         losses_BN[:, : half - 1].mean(),
         losses_BN[:, half:].mean(),  # its own first token cannot be known from the first half
     )
-
-
-def text_losses(model: Llama, tokens_T: jax.Array) -> jax.Array:
-    """Loss of each token of one text but the first, `[time - 1]`, nats."""
-    last_BTD, _ = walk(model, tokens_T[None], lambda _: None)
-    return next_token_losses(model, last_BTD, tokens_T[None])[0]
 
 
 def induction(a_BHTS: jax.Array, period: int = 0) -> jax.Array:
@@ -131,12 +128,6 @@ def _writes(layer: Layer, tokens_BT: jax.Array, centred_VD: jax.Array) -> jax.Ar
     wanted_BSKGA = jnp.einsum("bsd,kgad->bskga", own_BSD, out_KGAD)
     gain_BSH = jnp.einsum("bska,bskga->bskg", layer.v_BTKA, wanted_BSKGA).reshape(*tokens_BT.shape, heads)
     return jnp.einsum("bhts,bsh->bht", layer.a_BHTS, gain_BSH)
-
-
-def _unembedding(model: Llama) -> jax.Array:
-    """Directions of the stream that raise one token's logit above the mean of all, `[vocabulary, d_model]`."""
-    scaled_VD = model.head_VD * model.norm.scale[...]
-    return scaled_VD - scaled_VD.mean(0)
 
 
 def chance(texts: Probe) -> dict[str, float]:

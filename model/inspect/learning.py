@@ -33,19 +33,16 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
     probe, damaged = _probe(model, tokens), list[int]()
     scores = compiled(heads.score)
     fixed_T = probe.text_BT[0, :FIXED]
-    bits_of = compiled(lambda model, tokens_T: heads.text_losses(model, tokens_T) / np.log(2))
     looks: dict[str, list[Any]] = {name: [] for name in (*heads.HeadScores._fields, "copying")}
     ranks: dict[str, dict[str, list[Any]]] = {"stable": {}, "effective": {}}
     steps: list[int] = []
-    seen, bits, ratios = [], [], dict[str, list[float | None]]()
+    seen, ratios = [], dict[str, list[float | None]]()
     before: dict[str, np.ndarray] = {}
-    kept = bool(taken(training))
-    for step, current in _snapshots(training, damaged) if kept else [(0, model)]:
+    for step, current in _weights(model, training, damaged):
         seen.append(jax.tree.map(np.asarray, scores(current, probe)))
         for name, value in seen[-1].scores._asdict().items():
             looks[name].append(value.tolist())
         looks["copying"].append(circuits.copying(current).tolist())
-        bits.append(np.asarray(bits_of(current, fixed_T)).tolist())
         matrices = {name: np.asarray(kernel) for name, kernel in spectra.matrices(current)}
         for name, kernel in matrices.items():
             values = spectra.singular_values(kernel)
@@ -60,7 +57,7 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
     tenth = max(1, probe.text_BT.shape[1] // 10)
     return Learning(
         steps=steps,
-        kept=kept,
+        kept=len(taken(training)) > len(damaged),
         damaged=damaged,
         scores=looks,
         chance=chance,
@@ -72,7 +69,9 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
         losses=[float(one.losses.mean()) for one in seen],
         first_losses=[float(one.first_losses) for one in seen],
         second_losses=[float(one.second_losses) for one in seen],
-        late_less_early=[float(one.losses[-tenth:].mean() - one.losses[tenth : 2 * tenth].mean()) for one in seen],
+        late_less_early=[
+            float(one.losses[:, -tenth:].mean() - one.losses[:, tenth : 2 * tenth].mean()) for one in seen
+        ],
         norms=[one.norms.tolist() for one in seen],
         stable_rank=ranks["stable"],
         effective_rank=ranks["effective"],
@@ -80,7 +79,7 @@ def learning(model: Llama, vocabulary: Vocabulary, tokens: Path, training: Path)
         full_rank={name: min(kernel.shape[1:]) for name, kernel in before.items()},
         pieces=pieces_of(vocabulary, fixed_T.tolist()),
         size=len(vocabulary.tokenizer.decode(fixed_T[1:].tolist(), skip_special_tokens=False).encode()),
-        bits=bits,
+        bits=[(one.losses[0, : len(fixed_T) - 1] / np.log(2)).tolist() for one in seen],
     )
 
 
@@ -93,13 +92,17 @@ def _probe(model: Llama, tokens: Path) -> heads.Probe:
     )
 
 
-def _snapshots(training: Path, damaged: list[int]) -> Iterator[tuple[int, Llama]]:
-    """Each snapshot with its step; the steps of those that cannot be read are added to `damaged`."""
-    for step in taken(training):
+def _weights(model: Llama, training: Path, damaged: list[int]) -> Iterator[tuple[int, Llama]]:
+    """Each snapshot with its step, or `model` where there is none; the steps of those that cannot be read are added to
+    `damaged`."""
+    steps = taken(training)
+    for step in steps:
         try:
             yield step, weights.load(training / SNAPSHOTS / str(step))
         except arrays.Corrupt:
             damaged.append(step)
+    if len(damaged) == len(steps):
+        yield 0, model
 
 
 def _affordable_rows(model: Llama, width: int) -> int:
@@ -120,8 +123,8 @@ def _emergence(values: list[Any], steps: list[int], chance: float) -> list[list[
     return np.where(above_SLH[-1] > 0, first_LH, -1).tolist()
 
 
-def rows(shards: Shards, width: int, rows: int) -> jax.Array:
+def rows(shards: Shards, width: int, most: int) -> jax.Array:
     """The first rows of a text, `[rows, time]`; fewer or shorter ones where there is not so much."""
     width = min(width, len(shards))
-    count = max(1, min(rows, len(shards) // width))
+    count = max(1, min(most, len(shards) // width))
     return jnp.asarray(shards.read(0, count * width)[0].reshape(count, width))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.inspect.walk import Layer, out_matrix, walk
+from model.inspect.walk import Layer, last_root, out_matrix, unembedding, walk
 from model.llama import Llama
 
 DRAWN = 128  # positions between which attention is kept
@@ -84,7 +84,6 @@ def attribute(model: Llama, tokens_T: jax.Array, of_Y: jax.Array) -> Attribution
         return heads_HD, jnp.zeros_like(heads_HD[0]) if bias is None else bias[...], layer.mlp_BTD[0, -1]
 
     last_BTD, (heads_LHD, biases_LD, mlps_LD) = walk(model, tokens_T[None], look)
-    root = jax.lax.rsqrt(jnp.mean(last_BTD[0, -1] ** 2) + model.norm.epsilon)
-    direction_YD = model.head_VD[of_Y] * model.norm.scale[...] * root
+    direction_YD = unembedding(model)[of_Y] * last_root(model, last_BTD)[0, -1]
     parts = (model.embed(tokens_T[-1:])[0], heads_LHD, biases_LD, mlps_LD)
     return Attribution(*(part @ direction_YD.T for part in parts))

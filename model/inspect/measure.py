@@ -32,6 +32,7 @@ DEFAULT = 40  # tokens of the text that is taken apart, where none is named
 PATTERNS = 24  # heads whose attention is shown
 GENERATED = 64  # tokens of an answer
 SCORES = 1e9  # attention scores of a layer that are in memory at once
+COMPARED = 4  # rows that two contexts are compared on, at most
 RANGES = 16  # of distance
 
 
@@ -92,9 +93,9 @@ def measure(
             prompt = chat.encode_prompt(vocabulary, question["messages"])
             written.append((question["messages"][-1]["content"], _generate(chat_model, prompt, vocabulary)))
         corpora["sft"] = Path(sft) / "data/train"
-    if chat_model is not None and longer is not None and _affordable(longer):
+    if chat_model is not None and longer is not None and (affordable := _affordable_rows(longer)):
         with timer("longer context"):
-            stretching = _stretching(chat_model, longer, heldout)
+            stretching = _stretching(chat_model, longer, heldout, min(COMPARED, affordable))
     if written:
         with timer("origins"):
             found = origins.origins(written, corpora, vocabulary, Recipe(**recipe) if recipe else None)
@@ -187,20 +188,18 @@ def _finetuning(base: Llama, tuned: Llama, vocabulary: Vocabulary, question: dic
     )
 
 
-def _affordable(model: Llama) -> bool:
-    """Is there memory for the attention of one row?"""
-    return model.config.num_attention_heads * model.config.max_position_embeddings**2 <= SCORES
+def _affordable_rows(model: Llama) -> int:
+    """Rows of the whole context whose attention in a layer there is memory for."""
+    return int(SCORES / (model.config.num_attention_heads * model.config.max_position_embeddings**2))
 
 
-def _stretching(before: Llama, after: Llama, heldout: Shards) -> Stretching:
+def _stretching(before: Llama, after: Llama, heldout: Shards, count: int) -> Stretching:
+    """The change as `count` rows of the new context show it."""
     old, new = before.config.max_position_embeddings, after.config.max_position_embeddings
-    rows_BT = rows(heldout, new, max(1, min(4, int(SCORES / (after.config.num_attention_heads * new**2)))))
+    rows_BT = rows(heldout, new, count)
     edges = sorted({*np.unique(np.geomspace(1, rows_BT.shape[1], RANGES).astype(int)).tolist(), 0})
     period = min(5 * old // 4, (old + new) // 2)  # beyond the old context, and room for a part of the copy
-    ids, counts = np.unique(rows_BT, return_counts=True)
-    common = ids[np.argsort(-counts, kind="stable")[: heads.COMMONEST]]
-    drawn = np.random.default_rng(0).choice(common, (len(rows_BT), period))
-    repeated_BT = jnp.concatenate([drawn, drawn], axis=1)[:, :new]
+    repeated_BT = heads.repeated(np.bincount(np.ravel(rows_BT)), len(rows_BT), period)[:, :new]
     distance, induction = (
         [function(model, *more).tolist() for model in (before, after)]
         for function, more in ((changes.by_distance, (rows_BT, edges)), (changes.induction_at, (repeated_BT, period)))

@@ -76,3 +76,14 @@ def out_matrix(block: Block) -> jax.Array:
     """The output matrix by heads, `[heads, head_dim, d_model]`."""
     kernel_ID = block.attention.out.kernel[...]
     return kernel_ID.reshape(-1, block.attention.head_dim, kernel_ID.shape[-1])
+
+
+def unembedding(model: Llama) -> jax.Array:
+    """The direction of the stream that raises each token's logit, the last norm's scale folded in:
+    `[vocabulary, d_model]`."""
+    return model.head_VD * model.norm.scale[...]
+
+
+def last_root(model: Llama, x_BTD: jax.Array) -> jax.Array:
+    """The factor that the last norm multiplies each position of the stream by, before its scale: `[batch, time]`."""
+    return jax.lax.rsqrt(jnp.mean(x_BTD**2, axis=-1) + model.norm.epsilon)

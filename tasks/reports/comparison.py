@@ -18,7 +18,6 @@ from model.figures import (
 from model.training.goodput import goodput, shares
 from tasks.progress import clock
 from tasks.reports import html, inspect_plots, plots
-from tasks.reports.inspect_guide import SCORES
 from tasks.reports.recorded import RecordedRun
 from tasks.reports.tables import NONE, PARITY, TASK, Table, scored, side_by_side
 
@@ -133,15 +132,14 @@ def _curves(runs: Two) -> str:
 
 def _inside(runs: Two) -> str:
     """How the heads of both learned, where both were looked into."""
-    seen = [run.inspection() for run in runs]
-    if not all(seen):
+    seen = [inspection for run in runs if (inspection := run.inspection())]
+    if len(seen) < len(runs):
         return ""
-    pictures = []
-    for run, one in zip(runs, seen, strict=True):
-        assert one is not None
-        titles = {name: f"{title} (chance {one.learning.chance[name]:.3g})" for name, title in SCORES.items()}
-        shown = {name: titles[name] for name in ("induction", "previous", "duplicate", "copying")}
-        pictures.append(html.heading(run.name, 3) + html.figure(inspect_plots.course(one.learning, shown), ""))
+    shown = ("induction", "previous", "duplicate", "copying")
+    pictures = [
+        html.heading(run.name, 3) + html.figure(inspect_plots.scores(one.learning, shown), "")
+        for run, one in zip(runs, seen, strict=True)
+    ]
     return html.heading("How their heads learned (koda inspect)") + html.beside(*pictures)
 
 

@@ -89,8 +89,8 @@ GUIDE = {
         "The more colour, the more surprising. Spaces, line breaks and word ends lose it first; names and numbers "
         "keep it.",
         "log₂(vocabulary) bits a token.",
-        HEADS,
-        "text_losses",
+        WALK,
+        "next_token_losses",
     ),
     "lens": Picture(
         "softmax(norm(h_l) · U): the stream after layer l, read as if it were the last (the logit lens).",

@@ -53,10 +53,7 @@ def _explained(picture: str, name: str, more: str = "") -> str:
 
 
 def _learning(learning: Learning) -> list[str]:
-    names = {
-        name: f"{title} (chance {learning.chance[name]:.3g})" for name, title in SCORES.items() if name != "writes"
-    }
-    course = inspect_plots.course if learning.kept else inspect_plots.heads
+    maps = inspect_plots.scores(learning, [name for name in SCORES if name != "writes"])
     heads = len(learning.ablation) * len(learning.ablation[0])
     clearest = f"Of {heads} heads, each map shows the {inspect_plots.MOST} whose last score is farthest from chance."
     damaged = f"Snapshots that cannot be read are left out: steps {', '.join(map(str, learning.damaged))}."
@@ -65,7 +62,7 @@ def _learning(learning: Learning) -> list[str]:
         html.heading("How it learned", mark="learned"),
         "" if learning.kept else html.note(NO_SNAPSHOTS),
         html.note(damaged) if learning.damaged else "",
-        _explained(course(learning, names), "course", clearest if learning.kept and heads > inspect_plots.MOST else ""),
+        _explained(maps, "course", clearest if learning.kept and heads > inspect_plots.MOST else ""),
         html.folded("Every head in numbers, at the end", _head_table(learning)),
         html.heading("What each head is worth", 3, mark="ablation"),
         _explained(ablation, "ablation", f"Over {learning.ablated_tokens:,} tokens of held-out text."),
@@ -112,7 +109,7 @@ def _over_steps(learning: Learning) -> list[str]:
         _explained(stream, "norms"),
         _explained(ranks, "ranks", f"At most: {largest}."),
         _explained(inspect_plots.over_steps(steps, learning.update_ratio, "change a step", True), "updates")
-        if len(steps) > 1
+        if any(ratio is not None for ratios in learning.update_ratio.values() for ratio in ratios)
         else "",
         html.folded("These pictures in numbers", numbers),
     ]

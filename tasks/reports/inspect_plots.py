@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from model.inspect.figures import HeadPattern, Learning, Stretching
 from tasks.reports import drawing
 from tasks.reports.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, WIDE, pictured
+from tasks.reports.inspect_guide import SCORES
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY, "#b5a642")
 ROW, FEWEST = 0.11, 0.6  # inches of a row of a map, and of a map at least
@@ -34,6 +35,12 @@ def _ticks(axes: Axes, names: Sequence[object], axis: str) -> None:
     places = sorted({round(place) for place in np.linspace(0, len(names) - 1, min(LABELLED, len(names)))})
     side = axes.xaxis if axis == "x" else axes.yaxis
     side.set_ticks(places, [str(names[place]) for place in places])
+
+
+def scores(learning: Learning, names: Sequence[str]) -> str:
+    """These scores of the heads: snapshot by snapshot, or of finished weights by layer and head."""
+    titles = {name: f"{SCORES[name]} (chance {learning.chance[name]:.3g})" for name in names}
+    return (course if learning.kept else heads)(learning, titles)
 
 
 @pictured
@@ -94,8 +101,8 @@ def over_steps(
     """Lines over the snapshots."""
     drawn, (axes,) = drawing.figure(width, 3.0)
     for (name, values), colour in zip(series.items(), COLOURS * 9, strict=False):
-        known = [(number, value) for number, value in enumerate(values) if value is not None]
-        axes.plot(*zip(*known, strict=True), "o-", color=colour, markersize=3, linewidth=1.2, label=name)
+        known = {number: value for number, value in enumerate(values) if value is not None}
+        axes.plot(list(known), list(known.values()), "o-", color=colour, markersize=3, linewidth=1.2, label=name)
     if log:
         axes.set_yscale("log")
         most = max(value for values in series.values() for value in values if value is not None)

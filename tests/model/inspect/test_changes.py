@@ -1,7 +1,5 @@
 """What changed between two models: planted updates are found, and nothing where nothing was planted."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +12,7 @@ from model.inspect.heads import Probe, score
 from model.inspect.learning import _emergence
 from model.inspect.walk import compiled, walk
 from model.llama import Llama
-from tests.conftest import SHAPE
-
-
-def shaken(**changed: object) -> Llama:
-    """Random weights, none of the norms' scales 1, with groups of two query heads."""
-    network, draw = Llama(replace(SHAPE, **changed), rngs=nnx.Rngs(4)), nnx.Rngs(5)  # type: ignore[arg-type]
-    state = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(draw(), p.shape), nnx.state(network, nnx.Param))
-    nnx.update(network, state)
-    return network
+from tests.model.inspect.conftest import shaken
 
 
 def with_update(model: Llama, update_IO: np.ndarray) -> Llama:

@@ -1,28 +1,21 @@
 """One text through the network: the lens ends in the model's own output, and the parts of a logit add up to it."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from model.inspect import lens
 from model.inspect.walk import compiled
 from model.llama import Llama
-from tests.conftest import SHAPE
+from tests.model.inspect.conftest import shaken
 
 
 @pytest.fixture(scope="module", params=["plain", "biases"])
 def network(request: pytest.FixtureRequest, model: Llama) -> Llama:
     if request.param == "plain":
         return model
-    biased = Llama(replace(SHAPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), rngs=nnx.Rngs(2))
-    draw = nnx.Rngs(3)
-    shaken = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(draw(), p.shape), nnx.state(biased, nnx.Param))
-    nnx.update(biased, shaken)
-    return biased
+    return shaken(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
 
 
 def test_lens_of_the_last_layer_is_the_models_output(network: Llama, tokens: jax.Array) -> None:
