@@ -144,13 +144,13 @@ class Background(threading.Thread):
     def __init__(self, folder: Path, named: dict[str, Any], *, verify: bool = False, **facts: Any):
         """The write empties `named`: the caller must not use it any more."""
         super().__init__(name=f"write {folder}")
-        self._named, self._folder, self._verify, self._facts = named, folder, verify, facts
+        self._named, self._folder, self._verify, self.facts = named, folder, verify, facts
         self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            _write(self._folder, self._named, self._verify, self._facts)
+            _write(self._folder, self._named, self._verify, self.facts)
         except Exception as error:
             self.error = error
             if disk_full(error):  # the next checkpoint needs the space that half of this one takes

@@ -31,7 +31,7 @@ def _retried(retries: int, delay: Any, jitter: float) -> dict[str, Any]:
 
 
 STAGE = _retried(2, [2, 10], 0.5)
-# The real limit counts restarts without progress (tasks/runs/attempts.py).
-SEGMENT = _retried(1000, [1, 2, 4, 8, 15, 30, 60], 0.3)
+# The real limit, and the pause, depend on progress (tasks/deaths.py).
+SEGMENT = _retried(1000, 1, 0.3)
 UPLOAD = _retried(5, exponential_backoff(2), 0.5)
 NIGHT = _retried(2, 60, 0)

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from model.errors import KodaError
 from model.exit_codes import DONE, PREEMPTED, ROLLED_BACK, UNUSABLE
@@ -28,15 +29,31 @@ PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.
 SLOWEST = 10.0
 
 
+# Signals that a process gets from others. A fault of its own gives SIGSEGV, SIGABRT, SIGBUS, …
+SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+
 Value = TypeVar("Value")
+
+
+class Death(StrEnum):
+    """Why a process ended that should have gone on."""
+
+    OUTSIDE = "killed from outside"
+    MEMORY = "out of memory"
+    HANG = "hang"
+    SIGNAL = "fatal signal"
+    ERROR = "error"
+    STOPPED = "stopped"
+    ROLLED_BACK = "rolled back"
 
 
 class ProcessFailed(Exception):
     """The process ended in a way that a restart may fix; the message has how, and the end of its log."""
 
-    def __init__(self, what: str, how: str, log: Path, tail: str):
+    def __init__(self, what: str, death: Death, how: str, log: Path, tail: str):
         super().__init__(f"{what} {how}. The end of {log}:\n{tail}")
-        self.how = how
+        self.death, self.how = death, how
+        self.last_line = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
 
 
 def supervise(
@@ -58,6 +75,7 @@ def supervise(
     process is stopped, the children get SIGTERM, and have GRACE seconds to save and leave.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    killed_for_memory = _killed_for_memory()
     with log.open("ab") as output:
         before = output.tell()
         children = [
@@ -91,7 +109,9 @@ def supervise(
     for child in children:
         _signal(child, signal.SIGKILL)
         child.wait()
-    _raise_failure(code, hung, command, log, before)
+    if code != DONE:
+        memory = code == -signal.SIGKILL and not hung and _killed_for_memory() > killed_for_memory
+        _raise_failure(code, hung, memory, command, log, before)
 
 
 def call(
@@ -167,9 +187,16 @@ def _stop(children: list[subprocess.Popen], folder: Path | None) -> None:
             _signal(child, signal.SIGKILL)
 
 
-def _raise_failure(code: int, hung: bool, command: list[str], log: Path, before: int) -> None:
-    if code == DONE:
-        return
+def _killed_for_memory() -> int:
+    """How many processes the kernel has killed because there was no memory left; 0 where it does not say."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
+
+
+def _raise_failure(code: int, hung: bool, memory: bool, command: list[str], log: Path, before: int) -> NoReturn:
     with log.open("rb") as file:
         file.seek(before)  # the output of earlier attempts is not this one's cause
         tail = file.read().decode(errors="replace").strip()[-3000:]
@@ -178,14 +205,23 @@ def _raise_failure(code: int, hung: bool, command: list[str], log: Path, before:
     if code == UNUSABLE:
         message = tail.rpartition("koda: ")[2]
         raise KodaError(message or f"{' '.join(command[1:4])} refused its configuration; see {log}")
+    death, how = _judged(code, hung, memory)
+    raise ProcessFailed(" ".join(command[1:4]), death, how, log, tail)
+
+
+def _judged(code: int, hung: bool, memory: bool) -> tuple[Death, str]:
+    """Why a process ended with this exit code, and how to say it."""
     if hung:
-        how = "gave no heartbeat and was killed"
-    elif code == PREEMPTED:
-        how = "was stopped, and saved"
-    elif code == ROLLED_BACK:
-        how = "had bad steps and goes back to its last checkpoint"
-    elif code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
-    else:
-        how = f"ended with exit code {code}"
-    raise ProcessFailed(" ".join(command[1:4]), how, log, tail)
+        return Death.HANG, "gave no heartbeat and was killed"
+    if memory:
+        return Death.MEMORY, "was killed by the kernel, which had no memory left"
+    if code == PREEMPTED:
+        return Death.STOPPED, "was stopped, and saved"
+    if code == ROLLED_BACK:
+        return Death.ROLLED_BACK, "had bad steps and goes back to its last checkpoint"
+    if code >= 0:
+        return Death.ERROR, f"ended with exit code {code}"
+    number = signal.Signals(-code)
+    if number in SENT:
+        return Death.OUTSIDE, f"was killed by {number.name}, from outside"
+    return Death.SIGNAL, f"was killed by {number.name}"

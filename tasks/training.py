@@ -20,20 +20,18 @@ from model.training.heartbeat import Heartbeat
 from model.training.job import Job, LoraRecipe, Recipe
 from model.training.records import (
     CHECKPOINTS,
-    EVENTS,
     Event,
     EventRecord,
-    log_event,
     read_events,
     read_metrics,
     restarts,
     shown,
 )
 from tasks import retries
+from tasks.deaths import begin_attempt, log_death
 from tasks.devices import gpus, platforms
 from tasks.progress import Watch, log_line, progress
 from tasks.reports import training_page
-from tasks.runs.attempts import Attempts
 from tasks.section import OPERATIONAL, Section
 from tasks.supervise import ProcessFailed, supervise
 
@@ -82,7 +80,12 @@ class TrainSection(Section):
     save_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 500
     """A permanent save each so many steps."""
     save_every_minutes: Annotated[float, Field(gt=0, json_schema_extra=OPERATIONAL)] = 15
-    """A temporary save by the clock; it replaces the one before it. What a crash can cost at most."""
+    """A temporary save at least each so many minutes; it replaces the one before it. What a crash can cost at most."""
+    save_share: Annotated[float, Field(ge=0, lt=1, json_schema_extra=OPERATIONAL)] = 0.005
+    """Share of the time that temporary saves may cost: the next one begins as soon as the measured cost of one allows.
+    0: only one each `save_every_minutes`."""
+    disk_share: Annotated[float, Field(gt=0, le=1, json_schema_extra=OPERATIONAL)] = 0.5
+    """Share of the time in which a temporary save may be being written, with all of the disk's bandwidth."""
     keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """How many permanent saves are kept; the newest good one always is."""
     verify_every_saves: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 4
@@ -175,7 +178,7 @@ def segment(
     and Prefect retries it. With `processes` = 0 other machines train, and the task waits for them."""
     where, end = Path(folder), ends[number - 1]
     if processes:
-        begin_attempt(where)
+        begin_attempt(where, label, newest_step(where))
     with progress(label, ends[-1]) as watch, training_page.page(where, label, ends):
         echo = EventEcho(where, label)
 
@@ -195,21 +198,11 @@ def segment(
                 tick=tick,
             )
         except ProcessFailed as failure:
-            log_event(where, Event.CRASH, newest_step(where), cause=failure.how)
+            beat = Heartbeat.read(where)
+            log_death(where, failure, newest_step(where), beat["step"] if beat else 0)
             raise
         finally:
             echo.print_new()
-
-
-def begin_attempt(folder: Path) -> None:
-    """Count the attempt. Raises KodaError where too many died at the same step."""
-    committed = newest_step(folder)
-    give_up = (
-        f"training died {{died}} times at step {committed} without getting further; {folder / EVENTS} and the end of "
-        f"{folder / 'training.log'} have the causes. The last good checkpoint is kept; the same command tries again. "
-        "Where numbers were not finite, a smaller learning_rate helps."
-    )
-    Attempts(folder / EVENTS).begin(committed, give_up, step=committed)
 
 
 def _await_others(label: str, job_file: str, folder: Path, end: int, tick: Callable[[], None]) -> None:

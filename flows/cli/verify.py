@@ -1,4 +1,4 @@
-"""`koda verify`: is a downloaded copy what was published?"""
+"""`koda verify`: is a downloaded copy what was published? Does a training give the same bits again?"""
 
 import argparse
 from pathlib import Path
@@ -8,11 +8,25 @@ from model.files import CHECKSUMS, checksums, sha256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="one with a file CHECKSUMS in it")
+    parser.add_argument("what", metavar="FOLDER|RUN", help=f"one with a file {CHECKSUMS} in it; with --replay, a run")
+    parser.add_argument(
+        "--replay",
+        nargs="?",
+        const="",
+        metavar="A:B",
+        help="train the steps from checkpoint A to checkpoint B again, and compare every bit (default: the two newest)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
-    folder: Path = arguments.folder
+    if arguments.replay is None:
+        published(Path(arguments.what))
+    else:
+        replayed(arguments.what, arguments.replay)
+
+
+def published(folder: Path) -> None:
+    """Compare a folder with the checksums that it was published with."""
     if not (folder / CHECKSUMS).is_file():
         raise KodaError(f"{folder} has no file {CHECKSUMS}: it is no folder that Koda published.")
     listed = checksums(folder / CHECKSUMS)
@@ -26,3 +40,23 @@ def main(arguments: argparse.Namespace) -> None:
     if wrong:
         raise KodaError("\n".join(wrong))
     print(f"{folder}: all {len(listed)} files are what was published.")
+
+
+def replayed(run: str, steps: str) -> None:
+    """Train some steps of a run's pretraining again, and compare."""
+    from tasks.replay import replay, span
+    from tasks.runs.paths import existing
+
+    training = existing(run) / "pretrain"
+    if not (training / "job.json").is_file():
+        raise KodaError(f"{training} has no training: there is nothing to replay.")
+    first, last = span(training, steps)
+    print(f"{run}: step {first:,} to {last:,} again …", flush=True)
+    differ, count = replay(training, first, last)
+    if differ:
+        raise KodaError(
+            f"{run}: {len(differ)} of {count} arrays at step {last:,} are not what the steps from {first:,} give: "
+            f"{', '.join(differ)}. One of the two was computed wrongly: replay once more, and on a machine of the same "
+            f"kind; the checkpoint of step {first:,} is the one to go on from."
+        )
+    print(f"{run}: all {count} arrays at step {last:,} are the same in every bit.")

@@ -71,10 +71,16 @@ class Checkpoints:
         )
         self._writing = step, writing
 
-    def finish_completed_save(self) -> None:
-        """Commit a save whose write has ended; returns at once where it has not."""
-        if self._writing is not None and not self._writing[1].is_alive():
-            self.wait()
+    def is_writing(self) -> bool:
+        """Is a save under way?"""
+        return self._writing is not None
+
+    def finish_completed_save(self) -> bool:
+        """Commit a save whose write has ended; returns at once where it has not. Was one committed?"""
+        if self._writing is None or self._writing[1].is_alive():
+            return False
+        self.wait()
+        return self.failing_since is None
 
     def wait(self) -> None:
         """Wait until the save under way is committed, then remove what it makes superfluous."""
@@ -95,7 +101,8 @@ class Checkpoints:
             self._failed(step, str(error).splitlines()[0])
             return
         self.failing_since = None
-        self.note(Event.SAVED, step)
+        if writing.facts["permanent"]:  # temporary ones are too many
+            self.note(Event.SAVED, step)
         self._prune()
 
     def _room(self, step: int, state: Any) -> bool:

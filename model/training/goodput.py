@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
+from model.training.cadence import FAULT_EVERY
 from model.training.heartbeat import Heartbeat
 from model.training.records import Event, log_event, read_events
 
@@ -17,6 +19,7 @@ PARTS = {
     "evaluate": "evaluation",
 }
 REWORK, DOWN = "lost to rework", "down"
+USEFUL = ("training", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,7 @@ def goodput(folder: Path) -> dict[str, float]:
     Steps that a later attempt repeated were `lost to rework`: their share of the attempt's training time. The time
     between two attempts was `down`.
     """
-    attempts, last = _logged(folder), _last(folder)
-    if last is not None and last.began not in {attempt.began for attempt in attempts}:
-        attempts.append(last)
+    attempts = _attempts(folder)
     spent = dict.fromkeys((*PARTS.values(), REWORK, DOWN), 0.0)
     for number, attempt in enumerate(attempts):
         later_first = (later.first_step for later in attempts[number + 1 :] if later.first_step is not None)
@@ -56,8 +57,7 @@ def goodput(folder: Path) -> dict[str, float]:
             wasted = seconds * lost if phase in ("train", "data") else 0.0
             spent[PARTS[phase]] += seconds - wasted
             spent[REWORK] += wasted
-    for attempt, after in pairwise(attempts):
-        spent[DOWN] += max(0.0, after.began - attempt.began - sum(attempt.seconds.values()))
+    spent[DOWN] = sum(_pauses(attempts))
     return spent if attempts else {}
 
 
@@ -65,6 +65,48 @@ def shares(spent: dict[str, float]) -> dict[str, float]:
     """The same in percent."""
     total = sum(spent.values())
     return {part: 100 * seconds / total for part, seconds in spent.items()} if total else {}
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The share of the wall-clock in which a training made progress: steps that were not repeated, and measurements."""
+
+    share: float  # of all the time so far, the pauses between attempts included
+    hourly_fault: float  # what it would be with a fault each hour, by this training's own costs
+    fault_seconds: float  # what such a fault would cost: the restart, and the steps since the last save
+
+
+def effective(folder: Path) -> Effective | None:
+    """The effective time of the training in `folder`; None before its first step.
+
+    A restart costs the median over those that there were, of segments too; before there is one, what the first start
+    took, which has to compile. A fault comes in the middle between two saves on average.
+    """
+    attempts, spent = _attempts(folder), goodput(folder)
+    total, useful = sum(spent.values()), sum(spent[part] for part in USEFUL) if spent else 0.0
+    if not useful:
+        return None
+    starts = [sum(attempt.seconds.get(phase, 0.0) for phase in ("start", "compile")) for attempt in attempts]
+    restarts = [down + start for down, start in zip(_pauses(attempts), starts[1:], strict=True)] or starts
+    saves = (Heartbeat.read(folder) or {}).get("saves")
+    fault = median(restarts) + (saves["interval"] if saves else attempts[-1].seconds.get("train", 0.0)) / 2
+    steady = useful / (useful + spent["data wait"] + spent["save stall"])
+    if saves:
+        steady *= 1 - saves["slowdown"] / saves["interval"]
+    return Effective(useful / total, steady * max(0.0, 1 - fault / FAULT_EVERY), fault)
+
+
+def _pauses(attempts: list[Spent]) -> list[float]:
+    """Seconds between each attempt and the next."""
+    return [max(0.0, after.began - a.began - sum(a.seconds.values())) for a, after in pairwise(attempts)]
+
+
+def _attempts(folder: Path) -> list[Spent]:
+    """How each attempt used its time, the one that is going on included; in their order."""
+    attempts, last = _logged(folder), _last(folder)
+    if last is not None and last.began not in {attempt.began for attempt in attempts}:
+        attempts.append(last)
+    return attempts
 
 
 def _logged(folder: Path) -> list[Spent]:

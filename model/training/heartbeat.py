@@ -19,6 +19,7 @@ class Heartbeat:
         """`began`: when the process did, as `time.time()`; of several processes only one `writes`."""
         self.path, self.writes = folder / HEARTBEAT, writes
         self.began, self.loss = began, 0.0
+        self.saves: dict[str, float] = {}  # seconds between temporary saves, and what one costs
         self.first_step: int | None = None  # where the attempt went on from; None until it is known
         self.seconds: dict[str, float] = {}
         self._phase, self._since = "start", began
@@ -55,6 +56,7 @@ class Heartbeat:
             "began": self.began,
             "first_step": self.first_step,
             "seconds": self.seconds,
+            "saves": self.saves,
         }
         try:
             beside.write_text(json.dumps(contents))

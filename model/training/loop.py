@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from model.exit_codes import DONE, PREEMPTED, ROLLED_BACK
 from model.files import lock_file
 from model.training import distributed, goodput
 from model.training.bad_steps import BAD_STEPS, BadStepDetector
+from model.training.cadence import Cadence
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job
 from model.training.records import Event, HeldoutMetrics, TrainingMetrics
@@ -76,6 +78,8 @@ class Attempt:
         self.bad_steps = BadStepDetector(training.recipe.spike_deviations)
         self.stop_asked = False
         self.saved_at = time.monotonic()
+        recipe = self.recipe
+        self.cadence = Cadence(recipe.save_share, recipe.disk_share, 60 * recipe.save_every_minutes)
 
     def stop(self, *_: Any) -> None:
         """Save after this step, and leave."""
@@ -101,8 +105,9 @@ class Attempt:
                 return ROLLED_BACK
             pending = Unchecked(step, metrics, waited)
             self.heart.beat("train", step)
+            self.cadence.step(time.monotonic())
             self._keep_weights(step, "train")
-            self.training.checkpoints.finish_completed_save()
+            self._finish_completed_save()
             due = self._due(step) or due
             if step < until and due:
                 if self._too_many_bad(pending, step):
@@ -167,22 +172,30 @@ class Attempt:
             return "permanent"
         if not distributed.is_single() and step % self.recipe.log_every_steps:
             return ""
-        patience = 60 * self.recipe.save_every_minutes
-        if self.training.checkpoints.failing_since is not None:
-            patience = min(patience, RETRY)
-        return "temporary" if distributed.broadcast_from_writer(time.monotonic() - self.saved_at > patience) else ""
+        checkpoints = self.training.checkpoints
+        patience = self.cadence.interval() if checkpoints.failing_since is None else RETRY
+        due = not checkpoints.is_writing() and time.monotonic() - self.saved_at > patience
+        return "temporary" if distributed.broadcast_from_writer(due) else ""
 
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)
-        self.training.save(step, permanent=permanent, **facts)
         self.saved_at = time.monotonic()
+        self.training.save(step, permanent=permanent, **facts)
+        self.cadence.began(self.saved_at, time.monotonic())
         self.heart.turn("train")
+
+    def _finish_completed_save(self) -> None:
+        if self.training.checkpoints.finish_completed_save():
+            self.cadence.committed(time.monotonic())
+            if self.cadence.cost is not None:
+                self.heart.saves = {"interval": self.cadence.interval(), **asdict(self.cadence.cost)}
 
     def _keep_weights(self, step: int, phase: str) -> None:
         """Take a snapshot where one is due. The wait for the one before is no sign that `phase` hangs."""
         if self.training.snapshots.due(step):
             self.heart.beat("save", step)
             self.training.take_snapshot(step)
+            self.cadence.interrupt()
             self.heart.beat(phase, step)
 
     def _save_at_last(self, step: int, **facts: Any) -> None:
@@ -198,6 +211,7 @@ class Attempt:
     def _evaluate(self, step: int) -> float:
         """The held-out loss, also as a line of the metrics."""
         self.heart.beat("evaluate", step)
+        self.cadence.interrupt()
         value = self.training.heldout_loss(lambda: self.heart.beat("evaluate", step))
         self.training.log_metrics(HeldoutMetrics(step, time.time(), value))
         self.heart.turn("train")

@@ -24,7 +24,7 @@ class Event(StrEnum):
     SCHEDULED = "scheduled"  # Prefect was given a flow run that goes on with a crashed one
     START = "start"  # from step 0
     RESUME = "resume"  # from a checkpoint
-    SAVED = "saved"
+    SAVED = "saved"  # a permanent checkpoint
     SPENT = "spent"  # how an attempt used its time
     END = "end"  # of an attempt, other than by its death
     DONE = "done"  # the step to end with was reached

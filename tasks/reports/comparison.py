@@ -15,7 +15,7 @@ from model.figures import (
     SftFigures,
     TaskFigures,
 )
-from model.training.goodput import goodput, shares
+from model.training.goodput import effective
 from tasks.progress import clock
 from tasks.reports import html, inspect_plots, plots
 from tasks.reports.recorded import RecordedRun
@@ -68,7 +68,7 @@ def _facts(runs: Two) -> list[list[Any]]:
     sft = [run.figures(SftFigures) for run in runs]
     extend = [run.figures(ExtendFigures) for run in runs]
     scores = [run.figures(EvaluateFigures) for run in runs]
-    spent = [shares(goodput(run.folder / "pretrain")) for run in runs]
+    times = [effective(run.folder / "pretrain") for run in runs]
 
     def row(label: str, form: str, values: Iterable[Any]) -> list[Any]:
         return [label, *(NONE if value is None else format(value, form) for value in values)]
@@ -79,7 +79,7 @@ def _facts(runs: Two) -> list[list[Any]]:
         row("steps", ",", (f and f.steps for f in pretrain)),
         row("held-out loss after pretraining, nats per token", ".4f", (f and f.heldout_loss for f in pretrain)),
         row("restarts", ",", (f and f.restarts for f in pretrain)),
-        row("time that trained (goodput), %", ".1f", (s.get("training") for s in spent)),
+        row("effective time of pretraining", ".1%", (time and time.share for time in times)),
         row("bits per byte, base model", ".4f", (f and f.bits_per_byte for f in scores)),
         row("bits per byte, final model", ".4f", (f and f.bits_per_byte_final for f in scores)),
         row("times xz -9", ".3f", (f and f.ratio_to_xz for f in scores)),

@@ -1,6 +1,7 @@
 """report.html: what a run did, in one file that needs no network."""
 
 from pathlib import Path
+from time import localtime, strftime
 from typing import Any
 
 from model.accelerators import accelerator
@@ -14,14 +15,26 @@ from model.figures import (
     SftFigures,
     TaskFigures,
 )
-from model.training.goodput import goodput, shares
-from model.training.records import EventRecord, restarts, shown
+from model.training.goodput import effective, goodput, shares
+from model.training.records import Event, EventRecord, restarts, shown
 from tasks.progress import clock
 from tasks.reports import html, plots
 from tasks.reports.recorded import INSPECTED, TRAININGS, RecordedRun
 from tasks.reports.tables import PARITY, TASK, beside_published, of_each, percent, scored
 from tasks.runs.up_to_date import replaced_input
 from tasks.section import weighted
+from tasks.supervise import Death
+
+# What would prevent a training's death from happening again.
+REMEDIES: dict[str | None, str] = {
+    Death.OUTSIDE: "whoever sent it: a scheduler's time limit, a machine that is taken back, a person",
+    Death.MEMORY: "more memory, or less use of it: a smaller batch_size, a larger gradient_accumulation_steps",
+    Death.HANG: "the kernel's log says whether a disk or a GPU does not answer; where its steps are slow, hang_seconds",
+    Death.SIGNAL: "another version of the driver or of JAX; the kernel's log tells faults of the hardware",
+    Death.ERROR: "what its last line says",
+    Death.STOPPED: "nothing: it was asked to stop, and saved",
+    Death.ROLLED_BACK: "a smaller learning_rate, where it happens often",
+}
 
 
 def report(folder: Path) -> Path:
@@ -83,8 +96,9 @@ def _facts(run: RecordedRun) -> list[tuple[str, str]]:
         facts.append((f"{100 * chat.ends_by_itself:.0f} %", "answers that end by themselves"))
     if extended := run.figures(ExtendFigures):
         facts.append((f"{extended.context:,}", "tokens of context"))
-    if spent := shares(goodput(run.folder / "pretrain")):
-        facts.append((f"{spent['training']:.1f} %", "of pretraining's time trained (goodput)"))
+    if time := effective(run.folder / "pretrain"):
+        faulty = f"{100 * time.hourly_fault:.1f} % with a fault an hour"
+        facts.append((f"{100 * time.share:.1f} %", f"effective time of pretraining; {faulty}"))
     return facts
 
 
@@ -157,7 +171,25 @@ def _restarts(steps: list[int]) -> str:
 def _events(events: list[EventRecord]) -> str:
     """What happened to a training beside training."""
     rows = [[record.event, record.cause, record.step] for record in shown(events)]
-    return html.folded(f"Events ({len(rows)})", html.table(["event", "cause", "step"], rows, left=2))
+    return _deaths(events) + html.folded(f"Events ({len(rows)})", html.table(["event", "cause", "step"], rows, left=2))
+
+
+def _deaths(events: list[EventRecord]) -> str:
+    """What each restart is due to: the cause, the process's last words, and what would prevent it."""
+    died = [record for record in events if record.event is Event.CRASH]
+    rows = [
+        [
+            strftime("%d %b %H:%M:%S", localtime(record.time)),
+            record.cause,
+            record.details.get("last_line", ""),
+            REMEDIES.get(record.details.get("death"), ""),
+            record.details.get("reached", record.step),
+            record.step,
+        ]
+        for record in died
+    ]
+    head = ["when", "it", "its last line", "what would prevent it", "at step", "last save"]
+    return html.folded(f"Deaths ({len(rows)})", html.table(head, rows, left=4)) if rows else ""
 
 
 def _losses(run: RecordedRun, stage: str) -> str:

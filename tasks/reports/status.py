@@ -1,5 +1,6 @@
 """How far a run is, read from its folder alone."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import EvaluateFigures
 from model.files import is_locked
-from model.training.goodput import goodput, shares
+from model.training.cadence import SaveCost
+from model.training.goodput import effective, goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
 from tasks.progress import clock
@@ -18,9 +20,12 @@ from tasks.runs.up_to_date import replaced_input
 
 
 def status(name: str) -> dict[str, Any]:
-    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput}`; KodaError where there is no such run.
+    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput, effective, saves}` of a run.
+
+    `saves`: seconds between the temporary saves, what one costs, and what would lose least with a fault an hour.
 
     The state of a stage is waiting, running, interrupted, done, or stale: built from a result that was rebuilt since.
+    Raises KodaError where there is no such run.
     """
     folder = existing(name)
     config = read_configuration(folder)
@@ -40,7 +45,16 @@ def status(name: str) -> dict[str, Any]:
         "restarts": len(restarts(read_events(training))),
         "eta_seconds": remaining_seconds(read_metrics(training), step, steps) if working else None,
         "goodput": {part: round(share, 2) for part, share in shares(goodput(training)).items()},
+        "effective": asdict(time) if (time := effective(training)) else {},
+        "saves": _saves(beat) if beat else {},
     }
+
+
+def _saves(beat: dict[str, Any]) -> dict[str, float]:
+    if not (measured := beat["saves"]):
+        return {}
+    cost = SaveCost(**{name: measured[name] for name in SaveCost.__dataclass_fields__})
+    return {**measured, "optimal_interval": cost.optimal_interval()}
 
 
 def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:
@@ -65,6 +79,14 @@ def as_lines(state: dict[str, Any]) -> list[str]:
         took = clock(stage["seconds"]) if stage["seconds"] is not None else ""
         numbers = [f"{k} {v}" for k, v in stage["figures"].items() if isinstance(v, int | float) and v is not True]
         rows.append(f"  {stage['stage']:<10} {stage['state']:<11} {took:>7}  {' · '.join(numbers[:5])}")
+    if time := state["effective"]:
+        faulty = f"with a fault an hour, each of {clock(time['fault_seconds'])}: {100 * time['hourly_fault']:.1f} %"
+        rows.append(f"  effective time: {100 * time['share']:.1f} %; {faulty}")
+    if saves := state["saves"]:
+        rows.append(
+            f"  a save every {clock(saves['interval'])} costs {saves['stall'] + saves['slowdown']:.2g} s "
+            f"(least is lost with one every {clock(saves['optimal_interval'])}, with a fault an hour)"
+        )
     if spent := [f"{part} {share:.1f} %" for part, share in state["goodput"].items() if share >= 0.05]:
         rows.append(f"  pretraining's time: {' · '.join(spent)}")
     return [head, *rows]

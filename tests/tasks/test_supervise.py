@@ -11,10 +11,8 @@ import pytest
 from model.errors import KodaError
 from model.figures import CheckpointFigures, EndingFigures
 from model.training.heartbeat import Heartbeat
-from model.training.records import Event, log_event
-from tasks.runs.attempts import LIMIT
-from tasks.supervise import ProcessFailed, Watchdog, call, supervise
-from tasks.training import begin_attempt
+from tasks import supervise as supervising
+from tasks.supervise import Death, ProcessFailed, Watchdog, call, supervise
 
 
 def python(code: str) -> list[str]:
@@ -28,18 +26,31 @@ def test_output_goes_to_the_log_and_success_is_silent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "death", "message"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
-        ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
-        ("raise RuntimeError('of this cause')", "(?s)exit code 1.*of this cause"),
-        ("raise SystemExit(75)", "was stopped, and saved"),
-        ("raise SystemExit(76)", "goes back to its last checkpoint"),
+        ("import os; os.kill(os.getpid(), 9)", Death.OUTSIDE, "killed by SIGKILL, from outside"),
+        ("import ctypes; ctypes.string_at(0)", Death.SIGNAL, "killed by SIGSEGV"),
+        ("import os; os.abort()", Death.SIGNAL, "killed by SIGABRT"),
+        ("raise RuntimeError('of this cause')", Death.ERROR, "(?s)exit code 1.*of this cause"),
+        ("raise SystemExit(75)", Death.STOPPED, "was stopped, and saved"),
+        ("raise SystemExit(76)", Death.ROLLED_BACK, "goes back to its last checkpoint"),
     ],
 )
-def test_end_of_a_process_is_reported(tmp_path: Path, code: str, message: str) -> None:
-    with pytest.raises(ProcessFailed, match=message):
+def test_end_of_a_process_is_reported_with_its_cause(tmp_path: Path, code: str, death: Death, message: str) -> None:
+    with pytest.raises(ProcessFailed, match=message) as failed:
         supervise(python(code), tmp_path / "log")
+    assert failed.value.death is death
+    assert failed.value.last_line == ("RuntimeError: of this cause" if death is Death.ERROR else "")
+
+
+def test_kill_while_the_kernel_killed_for_memory_is_no_kill_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter((3, 4))
+    monkeypatch.setattr(supervising, "_killed_for_memory", lambda: next(counts))
+    with pytest.raises(ProcessFailed, match="no memory left") as failed:
+        supervise(python("import os; os.kill(os.getpid(), 9)"), tmp_path / "log")
+    assert failed.value.death is Death.MEMORY
 
 
 def test_configuration_that_no_retry_can_fix_is_an_error_of_its_own(tmp_path: Path) -> None:
@@ -112,32 +123,6 @@ supervise([sys.executable, "-c", {child!r}], Path({str(tmp_path / "log")!r}))
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert (tmp_path / "saved").read_text() == "saved"
-
-
-def test_attempts_without_progress_are_counted(tmp_path: Path) -> None:
-    for _ in range(LIMIT):
-        begin_attempt(tmp_path)
-    with pytest.raises(KodaError, match=f"died {LIMIT} times at step 0"):
-        begin_attempt(tmp_path)
-    begin_attempt(tmp_path)  # whoever starts it again has a new budget
-
-
-def test_attempt_that_rolled_back_counts_as_one(tmp_path: Path) -> None:
-    for _ in range(LIMIT):
-        begin_attempt(tmp_path)
-        for step in range(1, 6):
-            log_event(tmp_path, Event.SKIPPED, step)
-        log_event(tmp_path, Event.ROLLBACK, 0)
-    with pytest.raises(KodaError, match="smaller learning_rate"):
-        begin_attempt(tmp_path)
-
-
-def test_attempts_with_progress_are_not_counted(tmp_path: Path) -> None:
-    for step in range(5 * LIMIT):
-        commit = tmp_path / "checkpoints" / str(step) / "COMMIT.json"
-        commit.parent.mkdir(parents=True)
-        commit.write_text("{}")
-        begin_attempt(tmp_path)
 
 
 def test_full_disk_is_reported_as_such(tmp_path: Path) -> None:

@@ -47,3 +47,27 @@ def test_running_attempt_counts_and_one_that_was_killed_is_recorded_once(tmp_pat
 
 def test_before_the_first_attempt_goodput_is_empty(tmp_path: Path) -> None:
     assert goodput.goodput(tmp_path) == {}
+    assert goodput.effective(tmp_path) is None
+
+
+def test_effective_time_is_without_rework_starts_and_pauses(tmp_path: Path) -> None:
+    """As above: of 123 s 80 made steps that counted, and 4 measured. A restart took 10 + 4 s, and 6 - 6 + 3 s."""
+    log_attempt(tmp_path, 1000.0, 0, 100, start=5, compile=5, train=40, data=4, save=2, evaluate=4)
+    log_attempt(tmp_path, 1064.0, None, 0, start=4)
+    log_attempt(tmp_path, 1070.0, 75, 200, start=2, compile=1, train=50)
+    time = goodput.effective(tmp_path)
+    assert time is not None and time.share == pytest.approx(84 / 123)
+    restart = (4 + 4 + 2 + 3) / 2  # the median of the two: 4 s down and 4 s of start, 2 s down and 3 s of start
+    assert time.fault_seconds == pytest.approx(restart + 50 / 2)  # no save was measured: half of the last attempt
+    assert time.hourly_fault == pytest.approx(84 / (84 + 3 + 2) * (1 - time.fault_seconds / 3600))
+
+
+def test_fault_comes_in_the_middle_between_two_saves(tmp_path: Path) -> None:
+    heart = Heartbeat(tmp_path, began=time.time() - 40)
+    heart.saves = {"interval": 20.0, "stall": 0.05, "slowdown": 0.2, "write": 3.0}
+    heart.seconds = {"start": 4.0, "compile": 6.0, "train": 30.0}
+    heart.beat("train", 5)
+    spent = goodput.effective(tmp_path)
+    assert spent is not None
+    assert spent.fault_seconds == pytest.approx(heart.seconds["start"] + 6 + 20 / 2)  # the first start, and no restart
+    assert spent.hourly_fault == pytest.approx((1 - 0.2 / 20) * (1 - spent.fault_seconds / 3600))

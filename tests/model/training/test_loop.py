@@ -17,7 +17,7 @@ from flax import nnx
 
 from model import arrays, weights
 from model.exit_codes import DONE, PREEMPTED, ROLLED_BACK, UNUSABLE
-from model.files import read_json, write_json
+from model.files import committed_steps, read_json, write_json
 from model.llama import Llama
 from model.training import goodput
 from model.training.heartbeat import Heartbeat
@@ -94,6 +94,30 @@ def test_kill_changes_nothing(uninterrupted: Job, tmp_path: Path, step: int) -> 
     assert start(job).wait() == DONE
     assert crc(job) == crc(uninterrupted) and snapshots(job) == snapshots(uninterrupted)
     assert steps(job) == list(range(1, 61))  # each once, though some were done twice
+
+
+def test_temporary_saves_come_as_soon_as_their_cost_allows_and_change_nothing(
+    uninterrupted: Job, tmp_path: Path
+) -> None:
+    """Between two permanent ones a kill costs some steps, and not all of them; the bits are those without any."""
+    recipe = replace(uninterrupted.recipe, save_share=0.9, disk_share=1.0, save_every_steps=60)
+    job = replace(uninterrupted, folder=str(tmp_path / "saving"), recipe=recipe)
+    code = "import sys; from model.training import __main__, cadence; cadence.FIRST = 0.0; sys.exit(__main__.main())"
+    Path(job.folder).mkdir()
+    job.write(Path(job.folder) / "job.json")
+    command = [sys.executable, "-c", code, f"{job.folder}/job.json"]
+    first = subprocess.Popen(command)
+    await_step(job, 50)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = committed_steps(Path(job.folder) / "checkpoints")
+    assert len(kept) == 1 and kept[0] > 0, kept
+    assert subprocess.run(command).returncode == DONE
+    assert crc(job) == crc(uninterrupted) and steps(job) == list(range(1, 61))
+    saved = [record.step for record in read_events(Path(job.folder)) if record.event is Event.SAVED]
+    assert saved == [60]  # of the temporary ones there would be thousands
+    saves = (Heartbeat.read(Path(job.folder)) or {})["saves"]
+    assert 0 < saves["stall"] < saves["write"] <= saves["interval"]
 
 
 def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(uninterrupted: Job, tmp_path: Path) -> None:

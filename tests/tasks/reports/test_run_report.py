@@ -17,7 +17,8 @@ from model.training.records import EVENTS, METRICS, Event, HeldoutMetrics, Train
 from tasks.reports import drawing, plots
 from tasks.reports.comparison import compare
 from tasks.reports.recorded import RecordedRun
-from tasks.reports.run_report import report
+from tasks.reports.run_report import REMEDIES, report
+from tasks.supervise import Death
 
 HOSTILE = "<script>alert('&')</script>"
 ESCAPED = "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;"
@@ -100,7 +101,7 @@ def run_in_pretraining(folder: Path, name: str, rows: int = 8) -> Path:
     events: list[tuple[Event, int, float, dict[str, Any]]] = [
         (Event.ATTEMPT, 0, 0.0, {}),
         (Event.START, 0, 0.1, hardware),
-        (Event.CRASH, 20, 2.1, {"cause": HOSTILE}),
+        (Event.CRASH, 20, 2.1, {"cause": HOSTILE, "death": Death.MEMORY, "reached": 27, "last_line": HOSTILE}),
         (Event.ATTEMPT, 20, 2.2, {}),
         (Event.RESUME, 20, 2.3, hardware),
         (Event.SPENT, 40, 4.0, spent),
@@ -177,6 +178,12 @@ def test_figures_of_a_task_are_beside_its_score(pages: list[str]) -> None:
 def test_restarts_and_device_hours_are_reported(pages: list[str]) -> None:
     assert re.search(r"Restarts[^<]*\b20\b", pages[0])
     assert ["pretraining", "2 × NVIDIA L40S", "4", "4.00"] in rows_of(pages[0])  # 2 h, at a dollar each
+
+
+def test_death_is_reported_with_its_last_line_and_what_would_prevent_it(pages: list[str]) -> None:
+    (row,) = (row for row in rows_of(pages[0]) if row[1:3] == [ESCAPED, ESCAPED])
+    assert row[3:] == [REMEDIES[Death.MEMORY], "27", "20"] and "gradient_accumulation_steps" in row[3]
+    assert set(REMEDIES) == set(Death)
 
 
 def test_restart_is_no_slow_training(tmp_path: Path) -> None:

@@ -110,9 +110,25 @@ def test_step_and_remaining_time_are_those_of_the_training(run: Path, locked: Ex
     report = status("mine")
     assert (report["step"], report["eta_seconds"]) == (30, 2.0 * (4000 - 30))
     assert sum(report["goodput"].values()) == pytest.approx(100, abs=0.1)
+    assert report["effective"] == {} == report["saves"]
     locked.close()
     report = status("mine")
     assert (report["step"], report["eta_seconds"]) == (30, None)
+
+
+def test_effective_time_and_the_cost_of_saves_are_lines_of_the_status(run: Path) -> None:
+    heart = Heartbeat(run / "pretrain", time.time())
+    (run / "pretrain").mkdir()
+    heart.saves = {"interval": 20.0, "stall": 0.05, "slowdown": 0.03, "write": 3.0}
+    heart.beat("train", 5)
+    time.sleep(0.2)
+    heart.beat("train", 6)
+    report = status("mine")
+    assert report["saves"] == heart.saves | {"optimal_interval": pytest.approx((2 * 0.08 * 3600) ** 0.5)}
+    assert 0 < report["effective"]["share"] <= 1
+    lines = "\n".join(as_lines(report))
+    assert "a save every 20 s costs 0.08 s (least is lost with one every 24 s, with a fault an hour)" in lines
+    assert "effective time: " in lines and "with a fault an hour, each of 10 s: " in lines
 
 
 def test_finished_training_is_at_its_last_step(run: Path, locked: ExitStack) -> None:
