@@ -4,7 +4,10 @@ A missing heartbeat proves nothing: the server was down, or the machine slept. B
 locked its folder, and the lock file names Prefect's run.
 """
 
-from typing import Annotated
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 from prefect import flow
@@ -17,6 +20,9 @@ from model.errors import KodaError
 from model.files import is_locked
 from tasks.progress import log_line
 from tasks.runs.paths import root
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 PREFIX = "prefect.flow-run."  # of a run's number, in Prefect's events
 
@@ -34,20 +40,44 @@ def check(flow_run: Annotated[str, field("Flow run")] = "") -> None:
     except ValueError:
         raise KodaError(f"flow_run = {flow_run!r}: the ID of a flow run, as its page shows it.") from None
     with get_client(sync_client=True) as client:
-        run = client.read_flow_run(number)
+        log_line(settle(client, number))
+
+
+def settle(client: "SyncPrefectClient", number: UUID) -> str:
+    """Do for one run what `check` is for; returns what became of it, as a line."""
+    run = client.read_flow_run(number)
+    state = run.state or Pending()
+    if (state.is_running() or state.is_cancelling()) and not is_running(number):
+        gone = Cancelled if state.is_cancelling() else Crashed
+        client.set_flow_run_state(number, gone(message="Its process is gone."))
+        run = client.read_flow_run(number)  # it may have ended well meanwhile
         state = run.state or Pending()
-        if (state.is_running() or state.is_cancelling()) and not is_running(number):
-            gone = Cancelled if state.is_cancelling() else Crashed
-            client.set_flow_run_state(number, gone(message="Its process is gone."))
-            run = client.read_flow_run(number)  # it may have ended well meanwhile
-            state = run.state or Pending()
-        if not state.is_crashed():
-            log_line(f"{run.name} is {state.name}")
-        elif retry := schedule_retry(client, run):
-            log_line(f"{run.name} is restarted, as {retry.name}")
+    if state.is_crashed() and (retry := schedule_retry(client, run)):
+        return f"{run.name} is restarted, as {retry.name}"
+    return f"{run.name} is {state.name}"
 
 
 def is_running(number: UUID) -> bool:
     """Has a process of this run locked a folder?"""
+    return any(is_locked(lock) for lock in _locks(number))
+
+
+def was_killed(number: UUID) -> bool:
+    """Did a process of this machine, which no longer exists, work on this run, and nothing since?
+
+    The kernel unlocks a folder when its process dies. A run that ends well unlocks it a moment before its process ends,
+    and what another machine has locked is not seen here: both are left alone.
+    """
+    locks = _locks(number)
+    return bool(locks) and not any(is_locked(lock) or _may_live(lock.read_text(encoding="utf-8")) for lock in locks)
+
+
+def _locks(number: UUID) -> list[Path]:
+    """The lock files that a process of this run was the last to lock."""
     locks = [*root().glob("*/.lock"), *root().glob("*/nightly/.lock")]
-    return any(is_locked(lock) and str(number) in lock.read_text(encoding="utf-8") for lock in locks)
+    return [lock for lock in locks if str(number) in lock.read_text(encoding="utf-8")]
+
+
+def _may_live(owner: str) -> bool:
+    named = re.match(r"process (\d+) on (\S+) ", owner)
+    return named is None or named[2] != socket.gethostname() or Path(f"/proc/{named[1]}").exists()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,7 +154,7 @@ def replace_folder(new: Path, old: Path) -> None:
 
 
 def lock_file(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -> IO[str]:
-    """Lock a file until it is closed, and write the owner into it: this process, `known_as` and the time.
+    """Lock a file until it is closed, and write the owner into it: this process, its machine, the time and `known_as`.
 
     `what` names the locked thing in the error. Raises KodaError, with the other owner and its time, where another
     process keeps the lock for longer than `seconds`.
@@ -172,7 +173,7 @@ def lock_file(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -
         raise _locked(path, what)
     file.truncate(0)
     also = f" ({known_as})" if known_as else ""
-    file.write(f"process {os.getpid()} since {time.strftime('%H:%M')}{also}\n")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}{also}\n")
     file.flush()
     return file
 

@@ -69,6 +69,7 @@ def _start(server: Service, files: Service, worker: Service) -> None:
     if not worker.is_running():
         os.environ[FILES] = address_file.read_text()
         worker.start("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "koda")
+        _restart_killed_runs()
     print(f"Koda is up: {address} · start a run there, or with `prefect deployment run koda/pretrain`")
     print("`koda down` ends it; logs are in", server.folder)
 
@@ -125,6 +126,22 @@ def _exclusive() -> IO[str]:
         return lock_file(Path(os.environ["PREFECT_HOME"]) / "up.lock", "", 2 * SERVER_PATIENCE)
     except KodaError:
         raise KodaError("another `koda up` or `koda down` is at work here; wait for it, or end it.") from None
+
+
+def _restart_killed_runs() -> None:
+    """Restart at once what was killed together with the last worker, or with the machine; the server would wait for
+    missing heartbeats."""
+    from prefect.client.orchestration import get_client
+
+    from flows.check import settle, was_killed
+
+    for run in _runs("RUNNING", "CANCELLING"):
+        if was_killed(run.id):
+            with get_client(sync_client=True) as client:
+                try:
+                    print(settle(client, run.id), flush=True)
+                except Exception as error:  # koda/check tries again, when it misses the heartbeats
+                    print(f"{run.name}: {error}")
 
 
 def _stop_runs(worker: Service) -> None:

@@ -1,5 +1,9 @@
 """What `koda/check` does about a run, on a real Prefect server."""
 
+import fcntl
+import os
+import socket
+import subprocess
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -10,10 +14,10 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from flows.check import PREFIX, check, is_running
+from flows.check import PREFIX, check, is_running, was_killed
 from flows.retry import RESUMES
 from model.errors import KodaError
-from tasks.runs.lock import lock
+from tasks.runs.lock import LOCK, lock
 
 
 def run_in(state: State, client: SyncPrefectClient, tag: str = RESUMES) -> FlowRun:
@@ -83,6 +87,40 @@ def test_run_whose_process_has_a_lock_is_left_alone(
         assert checked(run, client) == run.state.type.value
     assert not is_running(run.id)  # its ID is still in the file
     assert retries(run, client) == []
+
+
+def test_run_was_killed_where_the_process_that_had_its_lock_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it may be about to say how it ended, where it is another machine's, or where there never was one."""
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path))
+    number = uuid4()
+    assert not was_killed(number)
+    file, gone = tmp_path / "checked" / LOCK, subprocess.Popen(["true"])
+    gone.wait()
+    file.parent.mkdir()
+    for pid, machine, killed in (
+        (gone.pid, socket.gethostname(), True),
+        (gone.pid, "another", False),
+        (os.getpid(), socket.gethostname(), False),
+    ):
+        file.write_text(f"process {pid} on {machine} since 12:00 (flow run {number})\n")
+        assert was_killed(number) == killed
+        assert not was_killed(uuid4())
+    file.write_text(f"process {gone.pid} on {socket.gethostname()} since 12:00 (flow run {number})\n")
+    with file.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not was_killed(number)
+
+
+def test_lock_names_what_was_killed_looks_for(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(Running(), client)
+    taken(tmp_path / "checked", run, monkeypatch).close()
+    text = (tmp_path / "checked" / LOCK).read_text()
+    assert text.startswith(f"process {os.getpid()} on {socket.gethostname()} since ") and str(run.id) in text
+    assert not was_killed(run.id)  # its process is this one
 
 
 def test_lock_of_another_flow_run_proves_nothing(

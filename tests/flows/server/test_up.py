@@ -170,6 +170,23 @@ def test_run_that_loses_its_worker_saves_and_resumes_under_the_next(up: Up) -> N
 
 
 @pytest.mark.timeout(600)
+def test_run_that_is_killed_with_its_worker_is_restarted_by_the_next_up_at_once(up: Up) -> None:
+    """As after the power failed, with a server of its own: not after three missed heartbeats."""
+    up.pretrain("powerless", 100_000)
+    training = up.folder / "runs/powerless/pretrain"
+    await_step(training, 50)
+    flow, trainer = int((training.parent / ".lock").read_text().split()[1]), Heartbeat.read(training)["pid"]
+    for pid in (up.service("worker"), flow, trainer):
+        os.kill(pid, signal.SIGKILL)
+    await_(lambda: not Path(f"/proc/{flow}").exists())
+    assert "is restarted, as" in up.koda("up")
+    assert await_resume(training, 1) > 0
+    assert sorted(attempt["state_type"] for attempt in up.runs("powerless")) == ["CRASHED", "RUNNING"]
+    assert "is restarted" not in up.koda("up")  # and the one that goes on is left alone
+    up.end("powerless")
+
+
+@pytest.mark.timeout(600)
 def test_down_waits_for_running_runs_and_can_be_interrupted(up: Up) -> None:
     up.pretrain("waited", 100_000)
     await_step(up.folder / "runs/waited/pretrain", 30)

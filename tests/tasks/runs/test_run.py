@@ -91,7 +91,7 @@ def test_full_disk_is_reported_and_nothing_is_lost(write: Callable) -> None:
 
 
 def test_run_is_locked_by_one_process() -> None:
-    with Run("r"), pytest.raises(KodaError, match=r"runs/r is locked by process \d+ since"), Run("r"):
+    with Run("r"), pytest.raises(KodaError, match=r"runs/r is locked by process \d+ on \S+ since"), Run("r"):
         pass
     with Run("r"):
         pass
