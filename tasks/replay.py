@@ -5,7 +5,6 @@ checksum; but a training that is deterministic gives the same bits again, and wh
 """
 
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.errors import KodaError
-from model.files import COMMIT, committed_steps, read_json
+from model.files import COMMIT, committed_steps, link, read_json
 from model.training.job import Job
 from model.training.records import CHECKPOINTS, WINDOWS
 from tasks.devices import platforms
@@ -48,7 +47,7 @@ def replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
     job = Job.read(training / "job.json")
     expected = _checksums(training / CHECKPOINTS / str(last))
     with _scratch(training) as folder:
-        shutil.copytree(training / CHECKPOINTS / str(first), folder / CHECKPOINTS / str(first), copy_function=os.link)
+        link(training / CHECKPOINTS / str(first), folder / CHECKPOINTS / str(first))
         if (training / WINDOWS).is_file():
             shutil.copy(training / WINDOWS, folder)
         recipe = replace(job.recipe, snapshots=0, save_share=0.0, save_every_steps=job.recipe.steps)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import task
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from model.config import Compute, LlamaConfig
 from model.errors import KodaError
@@ -27,7 +27,9 @@ from model.training.records import (
     restarts,
     shown,
 )
+from model.training.second_place import unsupported
 from tasks import retries
+from tasks.copies import address, copied, forget_earlier
 from tasks.deaths import begin_attempt, log_death
 from tasks.devices import gpus, platforms
 from tasks.progress import Watch, log_line, progress
@@ -86,6 +88,10 @@ class TrainSection(Section):
     0: only one each `save_every_minutes`."""
     disk_share: Annotated[float, Field(gt=0, le=1, json_schema_extra=OPERATIONAL)] = 0.5
     """Share of the time in which a temporary save may be being written, with all of the disk's bandwidth."""
+    copy_to: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
+    """A second place for checkpoints, below which each training has a folder: one on another disk, s3://BUCKET/PATH or
+    gs://BUCKET/PATH. Each is copied there in the background, and a training that has lost its disk goes on from there.
+    Credentials come from the environment (AWS_ACCESS_KEY_ID, …)."""
     keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """How many permanent saves are kept; the newest good one always is."""
     verify_every_saves: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 4
@@ -103,6 +109,14 @@ class TrainSection(Section):
     back to the last checkpoint and step over that data. 0: only numbers that are not finite are bad."""
     evaluate_rows: PositiveInt = 128
     """Held-out rows in that measurement."""
+
+    @field_validator("copy_to")
+    @classmethod
+    def _supported(cls, copy_to: str) -> str:
+        if copy_to and (wrong := unsupported(copy_to)):
+            shown = copy_to if "@" not in copy_to else f"{copy_to.partition('://')[0]}://…"
+            raise ValueError(f"{shown}: {wrong}")
+        return copy_to
 
     def compute(self) -> Compute:
         return Compute(dtype=self.dtype, remat=self.remat, scan=self.scan)
@@ -144,7 +158,10 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
     """Train to each of `ends` in turn, each a Prefect task run that restarts after a crash; returns the figures."""
     folder = Path(job.folder)
     job_file = folder / "job.json"
-    replace(job, cache=str(folder.parent / ".compiled")).write(job_file)  # a restart finds its step compiled
+    second_place = address(settings.copy_to, folder)
+    forget_earlier(folder, second_place)
+    # A restart finds its step compiled.
+    replace(job, cache=str(folder.parent / ".compiled"), second_place=second_place).write(job_file)
     began = 0
     for number, end in enumerate(ends, 1):
         if end < ends[-1] and end <= newest_step(folder):
@@ -153,7 +170,7 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
         segment.with_options(
             name=label,
             task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
-        )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes)
+        )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes, second_place)
         began = end
     metrics, guessing = read_metrics(folder), math.log(job.model.vocab_size)
     if metrics.heldout and (loss := metrics.heldout[-1].heldout_loss) > guessing:
@@ -172,14 +189,25 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
 
 @task(**retries.SEGMENT)
 def segment(
-    label: str, job_file: str, folder: str, ends: list[int], number: int, hang_seconds: float, processes: int
+    label: str,
+    job_file: str,
+    folder: str,
+    ends: list[int],
+    number: int,
+    hang_seconds: float,
+    processes: int,
+    second_place: str,
 ) -> None:
     """One supervised attempt at the training, to the end of segment `number`, counted from 1. A crash fails the task,
     and Prefect retries it. With `processes` = 0 other machines train, and the task waits for them."""
     where, end = Path(folder), ends[number - 1]
     if processes:
         begin_attempt(where, label, newest_step(where))
-    with progress(label, ends[-1]) as watch, training_page.page(where, label, ends):
+    with (
+        progress(label, ends[-1]) as watch,
+        training_page.page(where, label, ends),
+        copied(where, second_place),
+    ):
         echo = EventEcho(where, label)
 
         def tick() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from model import arrays
-from model.errors import KodaError
+from model.errors import KodaError, one_line
 from model.files import committed_steps, disk_full
 from model.training import distributed
 from model.training.records import Event
+from model.training.second_place import SecondPlace
 
 SLACK = 1.05  # room that a save needs, as a multiple of the bytes of its arrays
 
@@ -34,13 +35,17 @@ class Checkpoints:
         keep: int,
         verify_every: int = 1,
         patience: float = 0.0,
+        second_place: str = "",
     ):
         """`fingerprint` names the data that the steps read; `note(event, step, …)` logs what happens here.
+
+        `second_place`: address of other checkpoints of this training, to restore from too.
 
         Each `verify_every`-th save is read back before it counts.
         """
         self.folder, self.fingerprint, self.note = folder, fingerprint, note
         self.keep, self.verify_every, self.patience = keep, verify_every, patience
+        self.second_place = second_place
         self.failing_since: float | None = None
         self._saves = 0
         self._writing: tuple[int, arrays.Background] | None = None
@@ -125,8 +130,9 @@ class Checkpoints:
     def restore(self, template: Any) -> tuple[int, Any] | None:
         """The newest intact checkpoint as `(step, arrays in the shape of template)`; None where there is none.
 
-        A corrupt one is set aside by renaming it, and the next older one is tried. Raises KodaError where the
-        checkpoint was trained on other data.
+        Of one step, that of this folder is tried first, then that of the second place, which is copied here. A corrupt
+        one is set aside by renaming it, and the next older one is tried. Raises KodaError where the checkpoint was
+        trained on other data.
         """
         newest = self._newest() if distributed.is_writer() else None
         step = distributed.broadcast_from_writer(newest[0] if newest else -1)
@@ -138,22 +144,50 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int, dict[str, np.ndarray]] | None:
         self._clear_unfinished()
-        for step in reversed(self.steps()):
-            folder = self.folder / str(step)
-            try:
-                facts = arrays.facts(folder)
-                if facts["fingerprint"] != self.fingerprint:
-                    raise KodaError(
-                        f"{folder} was trained on other data (fingerprint {facts['fingerprint']}) than there is now "
-                        f"({self.fingerprint}): the text, the tokenizer, the context or the batch has changed. "
-                        "Give this run another --name."
-                    )
-                self._saves = facts.get("saves", 0)  # an attempt is often too short to reach a save that is verified
-                return step, arrays.read(folder)
-            except arrays.Corrupt as error:
-                aside = self._set_aside(step)
-                self.note(Event.CORRUPT, step, cause=str(error), set_aside=aside)
+        there = self._steps_there()
+        for step in sorted({*self.steps(), *there}, reverse=True):
+            if step in self.steps() and (named := self._intact(step)) is not None:
+                return step, named
+            if step in there and self._fetch(step) and (named := self._intact(step)) is not None:
+                return step, named
         return None
+
+    def _intact(self, step: int) -> dict[str, np.ndarray] | None:
+        """The arrays of a checkpoint of this folder; None where it is corrupt, and set aside."""
+        folder = self.folder / str(step)
+        try:
+            facts = arrays.facts(folder)
+            if facts["fingerprint"] != self.fingerprint:
+                raise KodaError(
+                    f"{folder} was trained on other data (fingerprint {facts['fingerprint']}) than there is now "
+                    f"({self.fingerprint}): the text, the tokenizer, the context or the batch has changed. "
+                    "Give this run another --name."
+                )
+            self._saves = facts.get("saves", 0)  # an attempt is often too short to reach a save that is verified
+            return arrays.read(folder)
+        except arrays.Corrupt as error:
+            aside = self._set_aside(step)
+            self.note(Event.CORRUPT, step, cause=str(error), set_aside=aside)
+            return None
+
+    def _steps_there(self) -> list[int]:
+        """The steps that have a checkpoint at the second place; none where it cannot be reached."""
+        if not self.second_place:
+            return []
+        try:
+            return SecondPlace(self.second_place).steps()
+        except Exception as error:  # each kind of place has exceptions of its own
+            self.note(Event.COPY_FAILED, 0, cause=f"{self.second_place}: {one_line(error)}")
+            return []
+
+    def _fetch(self, step: int) -> bool:
+        try:
+            SecondPlace(self.second_place).get(step, self.folder)
+        except Exception as error:
+            self.note(Event.COPY_FAILED, step, cause=f"{self.second_place}: {one_line(error)}")
+            return False
+        self.note(Event.FETCHED, step, cause=f"from {self.second_place}")
+        return True
 
     def _set_aside(self, step: int) -> str:
         aside = self.folder / f"{step}.corrupt"

@@ -72,6 +72,7 @@ class Job:
     lora: LoraRecipe | None = None  # train only low-rank updates
     fsdp: int = 1  # devices that the weights are spread over
     tensor: int = 1  # devices that each matrix product is split over
+    second_place: str = ""  # address where its checkpoints are copied to, and read from where there is none here
     cache: str | None = None  # XLA's persistent compilation cache
 
     def write(self, path: Path) -> None:

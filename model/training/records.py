@@ -38,6 +38,8 @@ class Event(StrEnum):
     SAVE_FAILED = "save failed"
     CORRUPT = "corrupt checkpoint"
     UNFINISHED = "unfinished checkpoint"
+    FETCHED = "fetched"  # a checkpoint, from the second place
+    COPY_FAILED = "copy failed"  # to the second place, or from it
 
 
 # Events that are shown to people. The others are the course of a run that goes well.
@@ -53,6 +55,8 @@ SHOWN = {
     Event.SAVE_FAILED,
     Event.CORRUPT,
     Event.UNFINISHED,
+    Event.FETCHED,
+    Event.COPY_FAILED,
 }
 
 

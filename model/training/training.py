@@ -45,6 +45,7 @@ class Training:
             keep=self.recipe.keep_checkpoints,
             verify_every=self.recipe.verify_every_saves,
             patience=60 * self.recipe.full_disk_minutes,
+            second_place=job.second_place,
         )
         self.snapshots = Snapshots(job, self.note)
         self._measure = jax.jit(self._heldout_part)
@@ -110,6 +111,7 @@ class Training:
             self.begin()
         else:
             self.state = sharding.place(self.mesh, newest[1])
+            self._take_windows(newest[0])
         step = self.step
         if distributed.is_writer():
             kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= step]
@@ -118,6 +120,15 @@ class Training:
         devices = self.mesh.devices.flatten()
         self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
+
+    def _take_windows(self, step: int) -> None:
+        """Where the file of them was lost with the disk, they are those that the checkpoint was trained with."""
+        recorded = arrays.facts(self.checkpoints.folder / str(step)).get("windows", [])
+        if recorded and not (self.folder / WINDOWS).is_file():
+            self.windows = recorded
+            distributed.broadcast_from_writer(0)  # each has looked before one writes
+            if distributed.is_writer():
+                write_json(self.folder / WINDOWS, recorded)
 
     @property
     def step(self) -> int:
@@ -154,7 +165,7 @@ class Training:
     def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         """Begin a checkpoint of the state, which is at `step`."""
         self.snapshots.wait()  # an attempt that goes on from this checkpoint does not pass its steps again
-        self.checkpoints.save(step, self.state, permanent=permanent, **facts)
+        self.checkpoints.save(step, self.state, permanent=permanent, windows=self.windows, **facts)
 
     def heldout_loss(self, beat: Callable[[], None] = lambda: None) -> float:
         """Mean loss per trained token over the first `evaluate_rows` held-out rows, in nats."""

@@ -48,14 +48,15 @@ def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_else
     settings = set(Pretrain.model_fields)
     assert names(Recipe) <= settings
     # What the step computes in, where it is computed, and how its processes are supervised.
-    elsewhere = {"dtype", "remat", "scan"}, {"fsdp", "tensor"}, {"segments", "processes", "hang_seconds"}
+    elsewhere = {"dtype", "remat", "scan"}, {"fsdp", "tensor"}, {"segments", "processes", "hang_seconds", "copy_to"}
     assert elsewhere[0] == names(Compute) and elsewhere[1] <= names(Job)
     assert settings - names(Recipe) == set.union(*elsewhere)
 
 
 def test_recipe_has_the_values_of_the_settings() -> None:
     """Each set to a value that is not its default."""
-    changed: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "decay_fraction": 0.123}
+    changed: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine"}
+    changed |= {"decay_fraction": 0.123, "save_share": 0.01, "disk_share": 0.25}
     for name, field in Pretrain.model_fields.items():
         if isinstance(field.default, bool):
             changed[name] = not field.default

@@ -1,0 +1,112 @@
+"""Copies of a training's checkpoints at a second place, made beside it: it neither waits for them nor needs them."""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.errors import one_line
+from model.files import COMMIT, committed_steps, link, read_json
+from model.training.records import CHECKPOINTS, Event, log_event
+from model.training.second_place import SecondPlace
+from tasks.progress import log_line
+from tasks.runs.run import BUILDING
+
+EVERY = 2.0  # seconds between two looks for a new checkpoint
+LONGEST_PAUSE = 60.0  # seconds between two tries at a place that cannot be reached
+LAST = 60.0  # seconds that the end of a training waits for its last copy
+
+
+def address(copy_to: str, training: Path) -> str:
+    """Where the checkpoints of the training in this folder of a run are copied to: below the run's name and what the
+    training is built of, so that another training never goes on from them. Empty where they are not copied."""
+    if not copy_to:
+        return ""
+    key = read_json(training / BUILDING)["key"] if (training / BUILDING).is_file() else "other"
+    return f"{copy_to.rstrip('/')}/{training.parent.name}/{training.name}-{key[:12]}"
+
+
+def forget_earlier(training: Path, second_place: str) -> None:
+    """Remove the copies of a training that is to be built once more, and is set aside here."""
+    key = second_place.rpartition("-")[2][:8]
+    if second_place and not (training / CHECKPOINTS).is_dir() and any(training.parent.glob(f"{training.name}.{key}*")):
+        try:
+            SecondPlace(second_place).clear()
+        except Exception as error:
+            log_line(f"the copies of an earlier training stay in {second_place}: {one_line(error)}")
+
+
+@contextlib.contextmanager
+def copied(training: Path, second_place: str) -> Iterator[None]:
+    """Copy the newest checkpoint of a training, whenever there is a newer one, while the block lasts."""
+    if not second_place:
+        yield
+        return
+    copier = Copier(training, second_place)
+    thread = threading.Thread(target=copier.work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        copier.done.set()
+        thread.join(LAST)
+
+
+class Copier:
+    """Copies checkpoints until `done`, and tries again where the place does not take them."""
+
+    def __init__(self, training: Path, second_place: str):
+        self.training, self.second_place, self.done = training, second_place, threading.Event()
+        self.copied = -1  # step
+        self.failing = False
+
+    def work(self) -> None:
+        """Look for checkpoints and copy them."""
+        pause = EVERY
+        while True:
+            over = self.done.wait(pause)
+            pause = EVERY if self.copy_newest() else min(LONGEST_PAUSE, 2 * pause)
+            if over:
+                return
+
+    def copy_newest(self) -> bool:
+        """Copy the newest checkpoint, unless it is there; False where that failed."""
+        step = max(committed_steps(self.training / CHECKPOINTS), default=-1)
+        if step <= self.copied:
+            return True
+        kept = self.training.parent / f".{self.training.name}.copying" / str(step)
+        try:
+            if not _keep(self.training / CHECKPOINTS / str(step), kept):
+                return True  # a newer one has replaced it
+            began = time.monotonic()
+            SecondPlace(self.second_place).put(kept)
+        except Exception as error:  # each kind of place has exceptions of its own
+            self._failed(step, one_line(error))
+            return False
+        finally:
+            shutil.rmtree(kept.parent, ignore_errors=True)
+        if self.copied < 0 or self.failing:
+            log_line(
+                f"checkpoints are copied to {self.second_place}: step {step:,} in {time.monotonic() - began:.1f} s"
+            )
+        self.copied, self.failing = step, False
+        return True
+
+    def _failed(self, step: int, cause: str) -> None:
+        if not self.failing:  # once for each outage
+            log_event(self.training, Event.COPY_FAILED, step, cause=f"{self.second_place}: {cause}")
+        self.failing = True
+
+
+def _keep(checkpoint: Path, kept: Path) -> bool:
+    """Link the files of a checkpoint, which a newer one may replace while it is copied; False where it has been."""
+    shutil.rmtree(kept.parent, ignore_errors=True)
+    try:
+        link(checkpoint, kept)
+    except (OSError, shutil.Error):
+        if not (checkpoint / COMMIT).is_file():
+            return False
+        raise
+    return (checkpoint / COMMIT).is_file()
