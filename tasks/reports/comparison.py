@@ -137,7 +137,8 @@ def _inside(runs: Two) -> str:
         return ""
     shown = ("induction", "previous", "duplicate", "copying")
     pictures = [
-        html.heading(run.name, 3) + html.figure(inspect_plots.scores(one.learning, shown), "")
+        html.heading(run.name, 3)
+        + html.figure(inspect_plots.scores(one.learning, shown, [other.learning for other in seen]), "")
         for run, one in zip(runs, seen, strict=True)
     ]
     return html.heading("How their heads learned (koda inspect)") + html.beside(*pictures)

@@ -18,6 +18,7 @@ MOST = 36  # heads in a map over snapshots
 LABELLED = 12  # ticks of an axis at most
 FULL = 0.2  # of a score: its colours do not magnify what is smaller than this
 LEAST = 1e-4  # of the largest value, which a logarithmic axis reaches down to
+Ranges = dict[str, tuple[float, float]]  # where the colours of each score begin and end
 
 
 def _map(axes: Axes, values: np.ndarray, title: str, low: float | None = None, high: float | None = None) -> None:
@@ -37,14 +38,16 @@ def _ticks(axes: Axes, names: Sequence[object], axis: str) -> None:
     side.set_ticks(places, [str(names[place]) for place in places])
 
 
-def scores(learning: Learning, names: Sequence[str]) -> str:
-    """These scores of the heads: snapshot by snapshot, or of finished weights by layer and head."""
+def scores(learning: Learning, names: Sequence[str], beside: Sequence[Learning] = ()) -> str:
+    """These scores of the heads: snapshot by snapshot, or of finished weights by layer and head. The colours also span
+    those of the models that stand `beside` it."""
     titles = {name: f"{SCORES[name]} (chance {learning.chance[name]:.3g})" for name in names}
-    return (course if learning.kept else heads)(learning, titles)
+    ranges = {name: _range(name, [one.scores[name] for one in (learning, *beside)]) for name in names}
+    return (course if learning.kept else heads)(learning, titles, ranges)
 
 
 @pictured
-def course(width: float, learning: Learning, names: dict[str, str]) -> Figure:
+def course(width: float, learning: Learning, names: dict[str, str], ranges: Ranges) -> Figure:
     """The loss, and below it each head's scores, snapshot by snapshot: `names`, the scores and their titles. Of many
     heads, those whose last score is farthest from chance."""
     heads = [f"{layer}.{head}" for layer, row in enumerate(learning.ablation) for head in range(len(row))]
@@ -63,7 +66,7 @@ def course(width: float, learning: Learning, names: dict[str, str]) -> Figure:
     for axes, (name, title) in zip(panels[1:], names.items(), strict=True):
         by_head = np.array(learning.scores[name]).reshape(len(numbers), -1).T
         clear = np.sort(np.argsort(-abs(by_head[:, -1] - learning.chance[name]), kind="stable")[:MOST])
-        _map(axes, by_head[clear], title, *_range(name, by_head))
+        _map(axes, by_head[clear], title, *ranges[name])
         _ticks(axes, [heads[number] for number in clear], "y")
         drawing.labels(axes, "", "layer.head")
     _ticks(panels[-1], learning.steps, "x")
@@ -72,20 +75,21 @@ def course(width: float, learning: Learning, names: dict[str, str]) -> Figure:
     return drawn
 
 
-def _range(score: str, values: np.ndarray) -> tuple[float, float]:
-    """Where the colours of a score begin and end."""
-    return (-1.0, 1.0) if score == "copying" else (0.0, max(FULL, float(values.max())))
+def _range(score: str, values: Sequence[Sequence[Sequence[Sequence[float]]]]) -> tuple[float, float]:
+    """The colours of a score that some models have: `values` of each, by snapshot, layer and head."""
+    highest = max(float(np.max(of_model)) for of_model in values)
+    return (-1.0, 1.0) if score == "copying" else (0.0, max(FULL, highest))
 
 
 @pictured
-def heads(width: float, learning: Learning, names: dict[str, str]) -> Figure:
+def heads(width: float, learning: Learning, names: dict[str, str], ranges: Ranges) -> Figure:
     """The scores of the last weights alone, a map of layers and heads for each."""
     across = 2 if width == WIDE else 1
     down, tall = -(-len(names) // across), max(1.3, min(4.0, 0.14 * len(learning.ablation)))
     drawn, panels = drawing.figure(width, (tall + 0.7) * down, down, across)
     for axes, (name, title) in zip(panels, names.items(), strict=False):
         values = np.array(learning.scores[name][-1])
-        _map(axes, values, title, *_range(name, values))
+        _map(axes, values, title, *ranges[name])
         _ticks(axes, range(len(values)), "y")
         _ticks(axes, range(len(values[0])), "x")
         drawing.labels(axes, "head", "layer")

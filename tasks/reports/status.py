@@ -51,7 +51,7 @@ def status(name: str) -> dict[str, Any]:
 
 
 def _saves(beat: dict[str, Any]) -> dict[str, float]:
-    if not (measured := beat["saves"]):
+    if not (measured := beat.get("saves")):
         return {}
     cost = SaveCost(**{name: measured[name] for name in SaveCost.__dataclass_fields__})
     return {**measured, "optimal_interval": cost.optimal_interval()}
