@@ -110,6 +110,7 @@ class Training(Sandbox):
         self.faults.mkdir()
         self.run = self.runs / "chaos"
         self.training = self.run / "pretrain"
+        self.copies = folder / "copies"
         self.steps = 0
 
     def __enter__(self) -> "Training":
@@ -128,6 +129,7 @@ class Training(Sandbox):
         self.koda("up")
         segments = min(SEGMENTS, -(-self.steps // SHORTEST))
         changes = {"pretrain.steps": str(self.steps), "pretrain.segments": str(segments)}
+        changes["pretrain.copy_to"] = str(self.copies)
         settings = json.dumps(parsed(SETTINGS | changes))
         parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
         self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
@@ -176,6 +178,10 @@ class Training(Sandbox):
     def largest(self) -> Path:
         """The largest file of the newest checkpoint: its arrays."""
         return max((p for p in self.newest().rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+    def copied(self) -> int:
+        """The newest step that has a copy at the second place; -1 where there is none."""
+        return max((int(p.parent.name) for p in self.copies.glob("chaos/*/*/COMMIT.json")), default=-1)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the training process."""
@@ -276,6 +282,27 @@ def uncommit(training: Training) -> None:
     training.kill()
 
 
+def delete_checkpoints(training: Training) -> None:
+    """All that were saved here; there is a copy of the newest, or of one before it."""
+    training.wait(lambda: training.copied() >= 0, "a copy")
+    training.kill()
+    shutil.rmtree(training.training / "checkpoints")
+
+
+def lose_the_second_place(training: Training) -> int:
+    """It takes no copies for a while: the training continues, and is copied again once it does."""
+    aside = training.folder / "aside"
+    training.wait(lambda: training.copied() >= 0, "a copy")
+    training.copies.rename(aside)
+    training.copies.touch()  # no folder, so that nothing can be written below it
+    time.sleep(10)
+    training.copies.unlink()
+    aside.rename(training.copies)
+    reached = training.beat()["step"]
+    training.wait(lambda: training.copied() > reached, "a copy of a later step")
+    return reached
+
+
 def nan(training: Training) -> None:
     """As many batches as it takes, a little way ahead, give NaN; the training skips them after a restart."""
     from model.training.bad_steps import BAD_STEPS
@@ -333,6 +360,8 @@ FAULTS: dict[str, Callable[[Training], int | None]] = {
     "a byte flipped": flip,
     "newest cut short": cut,
     "commit file removed": uncommit,
+    "checkpoints deleted": delete_checkpoints,
+    "second place away": lose_the_second_place,
     "NaN in five batches": nan,
     FULL_DISK: fill_the_disk,
     "API silent for 2 min": silence_the_api,
