@@ -16,6 +16,7 @@ from tasks.runs.run import BUILDING
 
 EVERY = 2.0  # seconds between two looks for a new checkpoint
 LONGEST_PAUSE = 60.0  # seconds between two tries at a place that cannot be reached
+COPYING = threading.Lock()  # the copy that an attempt left under way ends before the next one's begins
 LAST = 60.0  # seconds that the end of a training waits for its last copy
 
 
@@ -40,7 +41,10 @@ def forget_earlier(training: Path, second_place: str) -> None:
 
 @contextlib.contextmanager
 def copied(training: Path, second_place: str) -> Iterator[None]:
-    """Copy the newest checkpoint of a training, whenever there is a newer one, while the block lasts."""
+    """Copy the newest checkpoint of a training, whenever there is a newer one, while the block lasts.
+
+    Where it ends well the last copy is waited for; a restart, or a person who cancels, waits for none.
+    """
     if not second_place:
         yield
         return
@@ -51,7 +55,7 @@ def copied(training: Path, second_place: str) -> Iterator[None]:
         yield
     finally:
         copier.done.set()
-        thread.join(LAST)
+    thread.join(LAST)
 
 
 class Copier:
@@ -67,7 +71,8 @@ class Copier:
         pause = EVERY
         while True:
             over = self.done.wait(pause)
-            pause = EVERY if self.copy_newest() else min(LONGEST_PAUSE, 2 * pause)
+            with COPYING:
+                pause = EVERY if self.copy_newest() else min(LONGEST_PAUSE, 2 * pause)
             if over:
                 return
 
@@ -78,6 +83,9 @@ class Copier:
             return True
         kept = self.training.parent / f".{self.training.name}.copying" / str(step)
         try:
+            if self.copied < 0 and step in SecondPlace(self.second_place).steps():  # an earlier attempt copied it
+                self.copied = step
+                return True
             if not _keep(self.training / CHECKPOINTS / str(step), kept):
                 return True  # a newer one has replaced it
             began = time.monotonic()

@@ -51,7 +51,7 @@ def replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
         if (training / WINDOWS).is_file():
             shutil.copy(training / WINDOWS, folder)
         recipe = replace(job.recipe, snapshots=0, save_share=0.0, save_every_steps=job.recipe.steps)
-        replace(job, folder=str(folder), recipe=recipe).write(folder / "job.json")
+        replace(job, folder=str(folder), recipe=recipe, second_place="").write(folder / "job.json")
         command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(last)]
         try:
             supervise(command, folder / "training.log", folder=folder, peers=[platforms()])

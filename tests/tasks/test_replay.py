@@ -13,6 +13,7 @@ from model.errors import KodaError
 from model.exit_codes import DONE
 from model.files import committed_steps
 from model.training.job import Job
+from model.training.second_place import SecondPlace
 from tasks.replay import replay, span
 
 
@@ -21,9 +22,11 @@ def training(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished training, with checkpoints at steps 40 and 60."""
     folder = tmp_path_factory.mktemp("run") / "pretrain"
     folder.mkdir()
-    replace(job, folder=str(folder)).write(folder / "job.json")
+    there = folder.parent / "there"
+    replace(job, folder=str(folder), second_place=str(there)).write(folder / "job.json")
     command = [sys.executable, "-m", "model.training", str(folder / "job.json")]
     assert subprocess.run(command).returncode == DONE
+    SecondPlace(str(there)).put(folder / "checkpoints/60")  # which a replay must not go on from
     return folder
 
 
