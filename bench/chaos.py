@@ -232,7 +232,7 @@ class Training(Sandbox):
         alone.mkdir()
         if (self.training / WINDOWS).is_file():
             shutil.copy(self.training / WINDOWS, alone)
-        (alone / "job.json").write_text(json.dumps({**job, "folder": str(alone)}))
+        (alone / "job.json").write_text(json.dumps({**job, "folder": str(alone), "second_place": ""}))
         command = [sys.executable, "-m", "model.training", str(alone / "job.json"), str(self.steps)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         sums = [

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.errors import one_line
+from model.errors import KodaError, one_line
 from model.files import COMMIT, committed_steps, link, read_json
 from model.training.records import CHECKPOINTS, Event, log_event
 from model.training.second_place import SecondPlace
 from tasks.progress import log_line
 from tasks.runs.run import BUILDING
 
+JOB = "job.json"  # of a training that has begun
 EVERY = 2.0  # seconds between two looks for a new checkpoint
 LONGEST_PAUSE = 60.0  # seconds between two tries at a place that cannot be reached
 COPYING = threading.Lock()  # the copy that an attempt left under way ends before the next one's begins
@@ -30,13 +31,20 @@ def address(copy_to: str, training: Path) -> str:
 
 
 def forget_earlier(training: Path, second_place: str) -> None:
-    """Remove the copies of a training that is to be built once more, and is set aside here."""
+    """Remove the copies of a training that is to be built once more, and is set aside here.
+
+    Raises KodaError where they cannot be removed: the new training would go on from them.
+    """
     key = second_place.rpartition("-")[2][:8]
-    if second_place and not (training / CHECKPOINTS).is_dir() and any(training.parent.glob(f"{training.name}.{key}*")):
+    begun = (training / JOB).is_file()
+    if second_place and not begun and any(training.parent.glob(f"{training.name}.{key}*")):
         try:
             SecondPlace(second_place).clear()
         except Exception as error:
-            log_line(f"the copies of an earlier training stay in {second_place}: {one_line(error)}")
+            raise KodaError(
+                f"{training.name} is to be built once more, and the copies of the one before cannot be removed from "
+                f"{second_place} ({one_line(error)}). Remove them, or set {training.name}.copy_to to another place."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -64,7 +72,7 @@ class Copier:
     def __init__(self, training: Path, second_place: str):
         self.training, self.second_place, self.done = training, second_place, threading.Event()
         self.copied = -1  # step
-        self.failing = False
+        self.failing = self.undeletable = False
 
     def work(self) -> None:
         """Look for checkpoints and copy them."""
@@ -78,8 +86,9 @@ class Copier:
 
     def copy_newest(self) -> bool:
         """Copy the newest checkpoint, unless it is there; False where that failed."""
-        step = max(committed_steps(self.training / CHECKPOINTS), default=-1)
-        if step <= self.copied:
+        kept_steps = committed_steps(self.training / CHECKPOINTS) if (self.training / CHECKPOINTS).is_dir() else []
+        step = max(kept_steps, default=self.copied)
+        if step == self.copied:
             return True
         kept = self.training.parent / f".{self.training.name}.copying" / str(step)
         try:
@@ -89,7 +98,8 @@ class Copier:
             if not _keep(self.training / CHECKPOINTS / str(step), kept):
                 return True  # a newer one has replaced it
             began = time.monotonic()
-            SecondPlace(self.second_place).put(kept)
+            place = SecondPlace(self.second_place)
+            place.put(kept)
         except Exception as error:  # each kind of place has exceptions of its own
             self._failed(step, one_line(error))
             return False
@@ -100,10 +110,17 @@ class Copier:
                 f"checkpoints are copied to {self.second_place}: step {step:,} in {time.monotonic() - began:.1f} s"
             )
         self.copied, self.failing = step, False
+        try:
+            place.prune(step)
+        except Exception as error:
+            if not self.undeletable:
+                log_line(f"older copies in {self.second_place} cannot be removed, and stay: {one_line(error)}")
+            self.undeletable = True
         return True
 
     def _failed(self, step: int, cause: str) -> None:
-        if not self.failing:  # once for each outage
+        # Once for each outage; a stage that is done has its event log among its outputs.
+        if not self.failing and not self.done.is_set():
             log_event(self.training, Event.COPY_FAILED, step, cause=f"{self.second_place}: {cause}")
         self.failing = True
 

@@ -16,7 +16,7 @@ from model.errors import KodaError
 from model.evaluation.regression import Compared, compare
 from model.figures import Measurement
 from model.files import CHECKSUMS, append_line, checksums, is_locked, link, read_lines, sha256
-from model.training.records import CHECKPOINTS
+from model.training.records import CHECKPOINTS, lasting_first
 from tasks import retries
 from tasks.devices import await_free
 from tasks.evaluate import Evaluate
@@ -26,7 +26,6 @@ from tasks.runs.lock import lock
 from tasks.runs.paths import existing, root
 from tasks.runs.record import RECORD, read_built, versions
 from tasks.supervise import call
-from tasks.training import newest_step
 from tasks.typed import typed
 
 FOLDER, HISTORY, PICTURE = "nightly", "history.jsonl", "history.png"
@@ -45,7 +44,8 @@ class Newest(NamedTuple):
 def newest(run: Path) -> Newest | None:
     """What was published, or the last checkpoint: where nothing was yet, and while a pretraining goes on. None: neither
     is there."""
-    published, step = run / "publish/hf", newest_step(run / "pretrain")
+    published = run / "publish/hf"
+    step = next(iter(lasting_first(run / "pretrain" / CHECKPOINTS)), 0)
     if (run / "pretrain" / RECORD).is_file() and (published / CHECKSUMS).is_file():
         listed = checksums(published / CHECKSUMS)
         weights = [digest for file, digest in listed.items() if file.endswith(".safetensors")]

@@ -16,6 +16,7 @@ from model.files import COMMIT, committed_steps, link, read_json
 from model.training.job import Job
 from model.training.records import CHECKPOINTS, WINDOWS
 from tasks.devices import platforms
+from tasks.runs.lock import lock
 from tasks.supervise import ProcessFailed, supervise
 
 FOLDER = ".replay"
@@ -42,8 +43,13 @@ def replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
     """Train from the checkpoint at step `first` to step `last`; returns the names of the arrays, of weights and
     optimizer, that differ from the checkpoint there, and how many there are in all. The training is left as it is.
 
-    Raises KodaError where it cannot be trained again.
+    Raises KodaError where it cannot be trained again, and where a process works on the run.
     """
+    with lock(training.parent, f"runs/{training.parent.name}"):
+        return _replay(training, first, last)
+
+
+def _replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
     job = Job.read(training / "job.json")
     expected = _checksums(training / CHECKPOINTS / str(last))
     with _scratch(training) as folder:
@@ -57,6 +63,8 @@ def replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
             supervise(command, folder / "training.log", folder=folder, peers=[platforms()])
         except ProcessFailed as failure:
             raise KodaError(f"the replay {failure.how}: {failure.last_line}") from failure
+        if (folder / CHECKPOINTS / f"{first}.corrupt").exists():  # and it began at step 0
+            raise KodaError(f"{training / CHECKPOINTS / str(first)} is corrupt: nothing can be replayed from it.")
         got = _checksums(folder / CHECKPOINTS / str(last))
     return sorted(name for name in expected | got if expected.get(name) != got.get(name)), len(expected)
 

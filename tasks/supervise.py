@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -75,7 +76,7 @@ def supervise(
     process is stopped, the children get SIGTERM, and have GRACE seconds to save and leave.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    killed_for_memory = _killed_for_memory()
+    killed_for_memory = deque([_killed_for_memory()], maxlen=3)  # the last seconds' counts, the oldest first
     with log.open("ab") as output:
         before = output.tell()
         children = [
@@ -97,20 +98,22 @@ def supervise(
                 children[codes.index(None)].wait(0.5)
             except subprocess.TimeoutExpired:
                 tick()
+                killed_for_memory.append(_killed_for_memory())
                 if watchdog is not None and watchdog.hangs(hang_seconds):
                     hung = True
                     _signal(children[0], signal.SIGKILL)
     except BaseException:
         _stop(children, folder)
         raise
-    code = next(filter(None, codes), DONE)  # of the one that ended first; the others ended because of it
+    # Of the one that ended first; the others ended because of it, perhaps a moment later.
+    code = next((code for code in codes if code and -code in SENT), next(filter(None, codes), DONE))
     if code in (PREEMPTED, ROLLED_BACK):  # which they decide together
         _wait(children, GRACE)
     for child in children:
         _signal(child, signal.SIGKILL)
         child.wait()
     if code != DONE:
-        memory = code == -signal.SIGKILL and not hung and _killed_for_memory() > killed_for_memory
+        memory = code == -signal.SIGKILL and not hung and _killed_for_memory() > killed_for_memory[0]
         _raise_failure(code, hung, memory, command, log, before)
 
 

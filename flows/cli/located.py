@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.errors import KodaError
-from model.files import COMMIT, committed_steps
-from model.training.records import CHECKPOINTS
+from model.files import COMMIT
+from model.training.records import CHECKPOINTS, lasting_first
 from tasks.runs.paths import NAME, RUN_TOML, folder_of
 from tasks.runs.up_to_date import check_inputs
 
@@ -40,7 +40,7 @@ def locate(model: str) -> Located:
     places = [folder / one / "weights" for one in STAGES if stage in ("", one)]
     if stage in ("", "pretrain"):
         checkpoints = folder / "pretrain" / CHECKPOINTS
-        places += [checkpoints / str(step) for step in reversed(committed_steps(checkpoints))]
+        places += [checkpoints / str(step) for step in lasting_first(checkpoints)]
     weights = next((place for place in places if (place / COMMIT).is_file()), None)
     if weights is None:
         raise KodaError(f"{model} has no weights yet: the command that began the run goes on with it.")

@@ -57,6 +57,6 @@ def replayed(run: str, steps: str) -> None:
         raise KodaError(
             f"{run}: {len(differ)} of {count} arrays at step {last:,} are not what the steps from {first:,} give: "
             f"{', '.join(differ)}. One of the two was computed wrongly: replay once more, and on a machine of the same "
-            f"kind; the checkpoint of step {first:,} is the one to go on from."
+            f"kind. To go on from step {first:,}, remove the later folders in {training / 'checkpoints'}."
         )
     print(f"{run}: all {count} arrays at step {last:,} are the same in every bit.")

@@ -15,7 +15,7 @@ from flows.environment import set_environment
 from flows.server.health import responds
 from flows.server.register import POOL, QUEUES
 from flows.server.services import Service
-from model.errors import KodaError
+from model.errors import KodaError, one_line
 from model.files import is_locked, lock_file
 from model.ports import LOOPBACK
 from tasks.reports.artifacts import FILES
@@ -135,13 +135,13 @@ def _restart_killed_runs() -> None:
 
     from flows.check import settle, was_killed
 
-    for run in _runs("RUNNING", "CANCELLING"):
-        if was_killed(run.id):
-            with get_client(sync_client=True) as client:
-                try:
+    try:
+        with get_client(sync_client=True) as client:
+            for run in _runs("RUNNING", "CANCELLING"):
+                if was_killed(run.id):
                     print(settle(client, run.id), flush=True)
-                except Exception as error:  # koda/check tries again, when it misses the heartbeats
-                    print(f"{run.name}: {error}")
+    except Exception as error:  # koda/check tries again, when it misses the heartbeats
+        print(f"what was killed with the last worker is restarted later: {one_line(error)}")
 
 
 def _stop_runs(worker: Service) -> None:

@@ -69,8 +69,12 @@ class Cadence:
         if self._save is None:
             return
         (at, stall), self._save = self._save, None
-        slower = median(self._during) - median(self._alone) if self._during and self._alone else 0.0
-        new = SaveCost(stall, max(0.0, slower) * len(self._during), now - at)
+        if self._during and self._alone:
+            # The step that was under way when the save began, and is not timed, was slowed too.
+            slowdown = max(0.0, median(self._during) - median(self._alone)) * (len(self._during) + 1)
+        else:
+            slowdown = self.cost.slowdown if self.cost else 0.0
+        new = SaveCost(stall, slowdown, now - at)
         old = self.cost or new
         self.cost = SaveCost(
             (old.stall + new.stall) / 2, (old.slowdown + new.slowdown) / 2, (old.write + new.write) / 2

@@ -48,7 +48,9 @@ class Checkpoints:
         self.second_place = second_place
         self.failing_since: float | None = None
         self._saves = 0
+        self.beat: Callable[[], None] = lambda: None  # called while a checkpoint is fetched
         self._writing: tuple[int, arrays.Background] | None = None
+        self._new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
@@ -130,9 +132,9 @@ class Checkpoints:
     def restore(self, template: Any) -> tuple[int, Any] | None:
         """The newest intact checkpoint as `(step, arrays in the shape of template)`; None where there is none.
 
-        Of one step, that of this folder is tried first, then that of the second place, which is copied here. A corrupt
-        one is set aside by renaming it, and the next older one is tried. Raises KodaError where the checkpoint was
-        trained on other data.
+        A corrupt one is set aside by renaming it, and the next older one is tried. Where the newest is corrupt, or none
+        is here, those of the second place that are newer than what is intact here are tried first. Raises KodaError
+        where the checkpoint was trained on other data, and where the folder is new and the second place does not reply.
         """
         newest = self._newest() if distributed.is_writer() else None
         step = distributed.broadcast_from_writer(newest[0] if newest else -1)
@@ -144,16 +146,23 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int, dict[str, np.ndarray]] | None:
         self._clear_unfinished()
-        there = self._steps_there()
-        for step in sorted({*self.steps(), *there}, reverse=True):
-            if step in self.steps() and (named := self._intact(step)) is not None:
-                return step, named
-            if step in there and self._fetch(step) and (named := self._intact(step)) is not None:
+        here, newer = self.steps()[::-1], float("inf")
+        for step in here:  # what the second place has above an intact one is of a timeline that was left
+            if (named := self._intact(step)) is not None:
+                return (step, named) if newer == float("inf") else self._newest_there(step, newer) or (step, named)
+            newer = min(newer, here[0] + 1)
+        return self._newest_there(-1, newer)
+
+    def _newest_there(self, above: int, below: float) -> tuple[int, dict[str, np.ndarray]] | None:
+        """The newest intact checkpoint of the second place with a step between these two."""
+        for step in reversed(self._steps_there()):
+            fetched = above < step < below and self._fetch(step)
+            if fetched and (named := self._intact(step, keep=False)) is not None:
                 return step, named
         return None
 
-    def _intact(self, step: int) -> dict[str, np.ndarray] | None:
-        """The arrays of a checkpoint of this folder; None where it is corrupt, and set aside."""
+    def _intact(self, step: int, keep: bool = True) -> dict[str, np.ndarray] | None:
+        """The arrays of a checkpoint of this folder; None where it is corrupt: it is set aside, or not kept at all."""
         folder = self.folder / str(step)
         try:
             facts = arrays.facts(folder)
@@ -166,7 +175,9 @@ class Checkpoints:
             self._saves = facts.get("saves", 0)  # an attempt is often too short to reach a save that is verified
             return arrays.read(folder)
         except arrays.Corrupt as error:
-            aside = self._set_aside(step)
+            aside = self._set_aside(step) if keep else ""
+            if not keep:
+                shutil.rmtree(folder)
             self.note(Event.CORRUPT, step, cause=str(error), set_aside=aside)
             return None
 
@@ -177,12 +188,18 @@ class Checkpoints:
         try:
             return SecondPlace(self.second_place).steps()
         except Exception as error:  # each kind of place has exceptions of its own
+            if self._new:
+                self.folder.rmdir()
+                raise KodaError(
+                    f"{self.second_place} cannot be reached ({one_line(error)}), and may have the checkpoints of this "
+                    "training, of which none are here. Try again, or begin at step 0 without copy_to."
+                ) from error
             self.note(Event.COPY_FAILED, 0, cause=f"{self.second_place}: {one_line(error)}")
             return []
 
     def _fetch(self, step: int) -> bool:
         try:
-            SecondPlace(self.second_place).get(step, self.folder)
+            SecondPlace(self.second_place).get(step, self.folder, self.beat)
         except Exception as error:
             self.note(Event.COPY_FAILED, step, cause=f"{self.second_place}: {one_line(error)}")
             return False
@@ -199,6 +216,8 @@ class Checkpoints:
     def _clear_unfinished(self) -> None:
         """A folder without a commit file is what a killed save left, or a commit file that was lost. The newest such
         folder is kept under another name, for inspection."""
+        for incoming in self.folder.glob(".*.incoming"):
+            shutil.rmtree(incoming, ignore_errors=True)
         for folder in sorted(p for p in self.folder.iterdir() if p.name.isdigit() and not arrays.committed(p)):
             aside = self.folder / "unfinished"
             shutil.rmtree(aside, ignore_errors=True)

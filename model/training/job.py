@@ -28,8 +28,8 @@ class Recipe:
     spike_deviations: float  # 0: a loss that is finite is never bad
     save_every_steps: int
     save_every_minutes: float
-    save_share: float  # of the time that temporary saves may cost; 0: only one each save_every_minutes
-    disk_share: float  # of the time in which one may be being written
+    save_share: float = 0.005  # of the time that temporary saves may cost; 0: only one each save_every_minutes
+    disk_share: float = 0.5  # of the time in which one may be being written
     keep_checkpoints: int
     verify_every_saves: int
     full_disk_minutes: float

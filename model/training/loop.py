@@ -87,6 +87,7 @@ class Attempt:
 
     def run(self, until: int) -> int:
         """Train to step `until` and return the exit code."""
+        self.training.checkpoints.beat = lambda: self.heart.beat("start", 0)
         step = self.heart.first_step = self.training.resume()
         if step >= until:  # a later attempt finds an earlier segment done
             return DONE
@@ -179,7 +180,8 @@ class Attempt:
 
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)
-        self.saved_at = time.monotonic()
+        self.training.wait_for_writes()
+        self.saved_at = time.monotonic()  # the cost of this save is not what it waited for others
         self.training.save(step, permanent=permanent, **facts)
         self.cadence.began(self.saved_at, time.monotonic())
         self.heart.turn("train")

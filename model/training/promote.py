@@ -26,7 +26,7 @@ def restored(job: Job) -> tuple[Training, dict[str, Any]]:
     Raises KodaError if it never got there.
     """
     fsdp, tensor = sharding.nearest(job.fsdp, job.tensor)
-    training = Training(replace(job, fsdp=fsdp, tensor=tensor))
+    training = Training(replace(job, fsdp=fsdp, tensor=tensor, second_place=""))
     newest = training.checkpoints.restore(training.program.shapes)
     if newest is None or newest[0] != job.recipe.steps:
         at = "none" if newest is None else f"step {newest[0]}"

@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model.files import append_line, read_lines
+from model.errors import KodaError
+from model.files import COMMIT, append_line, committed_steps, read_json, read_lines
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
@@ -152,6 +153,20 @@ def remaining_seconds(metrics: Metrics, step: int, steps: int) -> float | None:
         return None
     pace = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
     return round(pace * (steps - step), 1)
+
+
+def lasting_first(checkpoints: Path) -> list[int]:
+    """The committed steps for a reader beside a training: permanent ones, the newest first, and then temporary ones,
+    which may be gone in a moment."""
+    steps = committed_steps(checkpoints)[::-1]
+
+    def is_temporary(step: int) -> bool:
+        try:
+            return not read_json(checkpoints / str(step) / COMMIT)["permanent"]
+        except (OSError, KodaError, KeyError):
+            return True
+
+    return sorted(steps, key=is_temporary)
 
 
 def log_event(folder: Path, event: Event, step: int, **more: Any) -> None:

@@ -5,6 +5,7 @@ come from the environment alone, as the library of each kind of place reads them
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +36,40 @@ class SecondPlace:
         return sorted(int(name) for name in found if name.isdigit())
 
     def put(self, checkpoint: Path) -> None:
-        """Copy a committed checkpoint, its commit file last, and remove all but the newest KEPT.
+        """Copy a committed checkpoint, its commit file last, over what there is of it.
 
         Raises OSError where a file is not there in its full length afterwards.
         """
         there = f"{self.root}/{checkpoint.name}"
-        if self.files.exists(there):  # half of it, or one of the same step that was corrupt
-            self._remove(checkpoint.name)
         files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMMIT]
         for path in [*sorted(files), checkpoint / COMMIT]:
             target = f"{there}/{path.relative_to(checkpoint).as_posix()}"
             self.files.put_file(str(path), target)
             if (length := self.files.info(target)["size"]) != path.stat().st_size:
                 raise OSError(f"{target} has {length} bytes, of {path.stat().st_size}")
-        for step in self.steps()[:-KEPT]:
-            self._remove(str(step))
 
-    def get(self, step: int, checkpoints: Path) -> None:
-        """Copy the checkpoint of this step into a folder of checkpoints; it has its name once it is complete."""
+    def prune(self, newest: int) -> None:
+        """Remove all but the KEPT newest up to step `newest`. Of later ones the training has gone back behind."""
+        kept = [step for step in self.steps() if step <= newest][-KEPT:]
+        for step in self.steps():
+            if step not in kept:
+                self._remove(str(step))
+
+    def get(self, step: int, checkpoints: Path, beat: Callable[[], None] = lambda: None) -> None:
+        """Copy the checkpoint of this step into a folder of checkpoints; it has its name once it is complete. `beat` is
+        called before each file."""
         incoming = checkpoints / f".{step}.incoming"
         shutil.rmtree(incoming, ignore_errors=True)
         source = f"{self.root}/{step}"
-        for path in self.files.find(source):
-            target = incoming / path[len(source) + 1 :]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.files.get_file(path, str(target))
+        try:
+            for path in self.files.find(source):
+                beat()
+                target = incoming / path[len(source) + 1 :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.files.get_file(path, str(target))
+        except BaseException:
+            shutil.rmtree(incoming, ignore_errors=True)  # the next save needs the room
+            raise
         shutil.rmtree(checkpoints / str(step), ignore_errors=True)
         incoming.rename(checkpoints / str(step))
 

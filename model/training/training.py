@@ -162,9 +162,14 @@ class Training:
         """Begin to keep the weights, which are those of `step`."""
         self.snapshots.take(step, self.state.params, arrays.size(self.state))
 
+    def wait_for_writes(self) -> None:
+        """Wait until what is being written is committed: an attempt that goes on from a checkpoint does not pass the
+        steps of earlier snapshots again."""
+        self.snapshots.wait()
+        self.checkpoints.wait()
+
     def save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         """Begin a checkpoint of the state, which is at `step`."""
-        self.snapshots.wait()  # an attempt that goes on from this checkpoint does not pass its steps again
         self.checkpoints.save(step, self.state, permanent=permanent, windows=self.windows, **facts)
 
     def heldout_loss(self, beat: Callable[[], None] = lambda: None) -> float:

@@ -30,9 +30,9 @@ def test_cost_is_the_stall_and_what_steps_are_slower_by_during_the_write() -> No
     saved(cadence, now, stall=0.3, steps=10, seconds=0.15)
     assert cadence.cost is not None
     assert (cadence.cost.stall, cadence.cost.write) == pytest.approx((0.3, 0.3 + 1.5))
-    assert cadence.cost.slowdown == pytest.approx(10 * 0.05)
-    assert cadence.interval() == pytest.approx(0.8 / 0.005)
-    assert cadence.cost.optimal_interval() == pytest.approx(math.sqrt(2 * 0.8 * 3600))
+    assert cadence.cost.slowdown == pytest.approx(11 * 0.05)
+    assert cadence.interval() == pytest.approx(0.85 / 0.005)
+    assert cadence.cost.optimal_interval() == pytest.approx(math.sqrt(2 * 0.85 * 3600))
 
 
 def test_cheap_save_waits_for_the_disk_and_costly_one_no_longer_than_asked() -> None:

@@ -111,13 +111,13 @@ def test_temporary_saves_come_as_soon_as_their_cost_allows_and_change_nothing(
     first.send_signal(signal.SIGKILL)
     first.wait()
     kept = committed_steps(Path(job.folder) / "checkpoints")
-    assert len(kept) == 1 and kept[0] > 0, kept
+    assert 1 <= len(kept) <= 2 and kept[0] > 0, kept  # two where the older was about to be removed
+    saves = (Heartbeat.read(Path(job.folder)) or {})["saves"]
+    assert 0 < saves["stall"] < saves["write"] <= saves["interval"]
     assert subprocess.run(command).returncode == DONE
     assert crc(job) == crc(uninterrupted) and steps(job) == list(range(1, 61))
     saved = [record.step for record in read_events(Path(job.folder)) if record.event is Event.SAVED]
     assert saved == [60]  # of the temporary ones there would be thousands
-    saves = (Heartbeat.read(Path(job.folder)) or {})["saves"]
-    assert 0 < saves["stall"] < saves["write"] <= saves["interval"]
 
 
 def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(uninterrupted: Job, tmp_path: Path) -> None:

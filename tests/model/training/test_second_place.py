@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from model import arrays
+from model.errors import KodaError
 from model.files import COMMIT, committed_steps
 from model.training.checkpoints import Checkpoints
 from model.training.records import Event
@@ -70,6 +71,7 @@ def test_newest_copies_are_kept_and_read_back_to_the_bit(saved: Path, place: str
     assert there.steps() == []
     for step in (10, 20, 30):
         there.put(saved / str(step))
+        there.prune(step)
     assert there.steps() == [20, 30]
     there.get(30, tmp_path / "new")
     assert committed_steps(tmp_path / "new") == [30]
@@ -107,22 +109,38 @@ def test_restore_walks_over_both_places_from_the_newest_on(saved: Path, place: s
     there.put(broken)
     restored = opened(saved, place, log).restore(state(0))  # both of 30 are corrupt
     assert restored is not None and restored[0] == 20
-    assert {path.name for path in saved.iterdir()} == {"20", "30.corrupt", "30.corrupt-again"}
+    assert {path.name for path in saved.iterdir()} == {"20", "30.corrupt"}  # of the copy nothing is kept
+
+
+def test_copy_of_a_step_that_an_intact_training_has_gone_back_behind_is_not_taken(saved: Path, place: str) -> None:
+    there = SecondPlace(place)
+    there.put(saved / "30")
+    shutil.rmtree(saved / "30")
+    restored = opened(saved, place).restore(state(0))
+    assert restored is not None and restored[0] == 20
+    there.put(saved / "20")
+    there.prune(20)
+    assert there.steps() == [20]
 
 
 def test_place_that_cannot_be_reached_is_named_and_what_is_here_is_restored(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, server: str
+    saved: Path, monkeypatch: pytest.MonkeyPatch, server: str, tmp_path: Path
 ) -> None:
+    """Where nothing is here, and this may be a new disk, it is an error: hours would be trained again."""
     place, log = f"s3://{BUCKET}-gone/x", []
-    restored = opened(saved, place, log).restore(state(0))
-    assert restored is not None and restored[0] == 30 and not log  # an empty place, as far as reading it goes
     with pytest.raises(FileNotFoundError):
         SecondPlace(place).put(saved / "30")
     point_to(monkeypatch, "http://127.0.0.1:9")
     restored = opened(saved, place, log).restore(state(0))
-    assert restored is not None and restored[0] == 30
-    ((event, _, cause),) = log
+    assert restored is not None and restored[0] == 30 and not log  # it is not asked
+    damage(saved / "30")
+    restored = opened(saved, place, log).restore(state(0))
+    assert restored is not None and restored[0] == 20
+    (event, _, cause) = log[-1]
     assert event is Event.COPY_FAILED and cause.startswith(f"{place}: ") and "secret" not in cause
+    for _ in range(2):
+        with pytest.raises(KodaError, match=f"{place} cannot be reached"):
+            opened(tmp_path / "new", place, log).restore(state(0))
     point_to(monkeypatch, server)
 
 
