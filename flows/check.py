@@ -4,8 +4,6 @@ A missing heartbeat proves nothing: the server was down, or the machine slept. B
 locked its folder, and the lock file names Prefect's run.
 """
 
-import re
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -17,7 +15,7 @@ from prefect.states import Cancelled, Crashed, Pending
 from flows.forms import field
 from flows.retry import schedule_retry
 from model.errors import KodaError
-from model.files import is_locked
+from model.files import is_locked, owner_is_gone
 from tasks.progress import log_line
 from tasks.runs.paths import root
 
@@ -65,19 +63,13 @@ def is_running(number: UUID) -> bool:
 def was_killed(number: UUID) -> bool:
     """Did a process of this machine, which no longer exists, work on this run, and nothing since?
 
-    The kernel unlocks a folder when its process dies. A run that ends well unlocks it a moment before its process ends,
-    and what another machine has locked is not seen here: both are left alone.
+    A run that ends well unlocks its folder a moment before its process ends: it is left alone until then.
     """
     locks = _locks(number)
-    return bool(locks) and not any(is_locked(lock) or _may_live(lock.read_text(encoding="utf-8")) for lock in locks)
+    return bool(locks) and all(owner_is_gone(lock) for lock in locks)
 
 
 def _locks(number: UUID) -> list[Path]:
     """The lock files that a process of this run was the last to lock."""
     locks = [*root().glob("*/.lock"), *root().glob("*/nightly/.lock")]
     return [lock for lock in locks if str(number) in lock.read_text(encoding="utf-8")]
-
-
-def _may_live(owner: str) -> bool:
-    named = re.match(r"process (\d+) on (\S+) ", owner)
-    return named is None or named[2] != socket.gethostname() or Path(f"/proc/{named[1]}").exists()

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -176,6 +177,18 @@ def lock_file(path: Path, what: str, seconds: float = 1.0, known_as: str = "") -
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}{also}\n")
     file.flush()
     return file
+
+
+def owner_is_gone(path: Path) -> bool:
+    """Was the file last locked by a process of this machine that exists no more?
+
+    The kernel unlocks it when its process dies. False also while another process has it locked, and where the owner is
+    of another machine, of which nothing is known here.
+    """
+    owner = re.match(r"process (\d+) on (\S+) ", path.read_text(encoding="utf-8"))
+    if owner is None or owner[2] != socket.gethostname():
+        return False
+    return not is_locked(path) and not Path(f"/proc/{owner[1]}").exists()
 
 
 def check_unlocked(path: Path, what: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model.figures import CheckpointFigures, PretrainFigures
+from model.training.records import JOB
 from tasks.runs.record import Built
 from tasks.stage import stage
 from tasks.supervise import call
@@ -16,6 +17,4 @@ def checkpoint(out: Path, pretrained: Built[PretrainFigures]) -> CheckpointFigur
         return call(
             "model.export.adopt:promote", log, CheckpointFigures, source=pretrained / "weights", out=out / "weights"
         )
-    return call(
-        "model.training.promote:promote", log, CheckpointFigures, job=pretrained / "job.json", out=out / "weights"
-    )
+    return call("model.training.promote:promote", log, CheckpointFigures, job=pretrained / JOB, out=out / "weights")

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import KodaError, one_line
-from model.files import COMMIT, committed_steps, link, read_json
-from model.training.records import CHECKPOINTS, Event, log_event
+from model.files import COMMIT, link, read_json
+from model.training.records import CHECKPOINTS, JOB, Event, log_event, newest_step
 from model.training.second_place import SecondPlace
 from tasks.progress import log_line
 from tasks.runs.run import BUILDING
 
-JOB = "job.json"  # of a training that has begun
 EVERY = 2.0  # seconds between two looks for a new checkpoint
 LONGEST_PAUSE = 60.0  # seconds between two tries at a place that cannot be reached
 COPYING = threading.Lock()  # the copy that an attempt left under way ends before the next one's begins
@@ -71,7 +70,7 @@ class Copier:
 
     def __init__(self, training: Path, second_place: str):
         self.training, self.second_place, self.done = training, second_place, threading.Event()
-        self.copied = -1  # step
+        self.copied = 0  # the newest step that is there; 0 while that is not known
         self.failing = self.undeletable = False
 
     def work(self) -> None:
@@ -86,26 +85,25 @@ class Copier:
 
     def copy_newest(self) -> bool:
         """Copy the newest checkpoint, unless it is there; False where that failed."""
-        kept_steps = committed_steps(self.training / CHECKPOINTS) if (self.training / CHECKPOINTS).is_dir() else []
-        step = max(kept_steps, default=self.copied)
-        if step == self.copied:
+        step = newest_step(self.training)
+        if step in (0, self.copied):
             return True
         kept = self.training.parent / f".{self.training.name}.copying" / str(step)
         try:
-            if self.copied < 0 and step in SecondPlace(self.second_place).steps():  # an earlier attempt copied it
+            place = SecondPlace(self.second_place)
+            if not self.copied and step in place.steps():  # an earlier attempt copied it
                 self.copied = step
                 return True
             if not _keep(self.training / CHECKPOINTS / str(step), kept):
                 return True  # a newer one has replaced it
             began = time.monotonic()
-            place = SecondPlace(self.second_place)
             place.put(kept)
         except Exception as error:  # each kind of place has exceptions of its own
             self._failed(step, one_line(error))
             return False
         finally:
             shutil.rmtree(kept.parent, ignore_errors=True)
-        if self.copied < 0 or self.failing:
+        if not self.copied or self.failing:
             log_line(
                 f"checkpoints are copied to {self.second_place}: step {step:,} in {time.monotonic() - began:.1f} s"
             )

@@ -33,8 +33,8 @@ def begin_attempt(folder: Path, label: str, saved: int) -> None:
     died = list(since_progress(read_events(folder), saved))
     own = [record for record in died if record.details.get("death") != Death.OUTSIDE]
     at_one_step = list(takewhile(lambda record: abs(_reached(record) - _reached(own[0])) <= AHEAD, own))
-    if len(at_one_step) >= LIMIT or len(own) >= WITHOUT_SAVE:
-        same = len(at_one_step) >= LIMIT
+    same = len(at_one_step) >= LIMIT
+    if same or len(own) >= WITHOUT_SAVE:
         count, step = (len(at_one_step), _reached(own[0])) if same else (len(own), saved)
         where = f"at step {step:,}" if same else f"after step {step:,} was saved, before the next save"
         log_event(folder, Event.GIVEN_UP, saved, cause=f"it died {count} times {where}")

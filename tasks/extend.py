@@ -18,6 +18,7 @@ from model.figures import (
     StretchFigures,
 )
 from model.files import read_json
+from model.training.records import JOB
 from tasks.runs.record import Built
 from tasks.stage import stage
 from tasks.supervise import call
@@ -126,7 +127,7 @@ def _adapt(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
         "model.training.promote:promote",
         out / "extend.log",
         CheckpointFigures,
-        job=out / "job.json",
+        job=out / JOB,
         out=out / "weights",
     )
     return asdict(counts) | asdict(trained)

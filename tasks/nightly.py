@@ -16,7 +16,7 @@ from model.errors import KodaError
 from model.evaluation.regression import Compared, compare
 from model.figures import Measurement
 from model.files import CHECKSUMS, append_line, checksums, is_locked, link, read_lines, sha256
-from model.training.records import CHECKPOINTS, lasting_first
+from model.training.records import CHECKPOINTS, JOB, lasting_first
 from tasks import retries
 from tasks.devices import await_free
 from tasks.evaluate import Evaluate
@@ -173,7 +173,7 @@ def _kept(subject: Newest, run: Path, folder: Path) -> Iterator[Path]:
     try:
         link(subject.path, path)
         if subject.path.parent.name == CHECKPOINTS:  # the training's job has its shape
-            shutil.copyfile(run / "pretrain/job.json", place / "job.json")
+            shutil.copyfile(run / "pretrain" / JOB, place / JOB)
         yield path
     finally:
         shutil.rmtree(place, ignore_errors=True)

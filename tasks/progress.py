@@ -66,6 +66,11 @@ def progress(label: str, total: float) -> Iterator[Watch]:
         yield watch
 
 
+def moment(time_: float) -> str:
+    """A point in time (as `time.time()`) for people: `27 Nov 14:05:09`."""
+    return time.strftime("%d %b %H:%M:%S", time.localtime(time_))
+
+
 def clock(seconds: float) -> str:
     """A length of time for people: `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:

@@ -14,7 +14,7 @@ from pathlib import Path
 from model.errors import KodaError
 from model.files import COMMIT, committed_steps, link, read_json
 from model.training.job import Job
-from model.training.records import CHECKPOINTS, WINDOWS
+from model.training.records import CHECKPOINTS, JOB, WINDOWS
 from tasks.devices import platforms
 from tasks.runs.lock import lock
 from tasks.supervise import ProcessFailed, supervise
@@ -50,15 +50,15 @@ def replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
 
 
 def _replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
-    job = Job.read(training / "job.json")
+    job = Job.read(training / JOB)
     expected = _checksums(training / CHECKPOINTS / str(last))
     with _scratch(training) as folder:
         link(training / CHECKPOINTS / str(first), folder / CHECKPOINTS / str(first))
         if (training / WINDOWS).is_file():
             shutil.copy(training / WINDOWS, folder)
         recipe = replace(job.recipe, snapshots=0, save_share=0.0, save_every_steps=job.recipe.steps)
-        replace(job, folder=str(folder), recipe=recipe, second_place="").write(folder / "job.json")
-        command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(last)]
+        replace(job, folder=str(folder), recipe=recipe, second_place="").write(folder / JOB)
+        command = [sys.executable, "-m", "model.training", str(folder / JOB), str(last)]
         try:
             supervise(command, folder / "training.log", folder=folder, peers=[platforms()])
         except ProcessFailed as failure:

@@ -20,6 +20,7 @@ from model.figures import (
 )
 from model.files import link, read_json
 from model.training.job import LoraRecipe
+from model.training.records import JOB
 from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.section import weighted
@@ -163,7 +164,7 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         "model.evaluation.finetuned:finish",
         log,
         FinetunedFigures,
-        job=out / "job.json",
+        job=out / JOB,
         out=out,
         base=out.parent / BASE,
         **prompts,

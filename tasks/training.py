@@ -14,14 +14,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from model.config import Compute, LlamaConfig
 from model.errors import KodaError
 from model.figures import TrainingFigures
-from model.files import committed_steps
 from model.ports import free_port
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job, LoraRecipe, Recipe
 from model.training.records import (
-    CHECKPOINTS,
+    JOB,
     Event,
     EventRecord,
+    newest_step,
     read_events,
     read_metrics,
     restarts,
@@ -157,7 +157,7 @@ class TrainSection(Section):
 def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) -> TrainingFigures:
     """Train to each of `ends` in turn, each a Prefect task run that restarts after a crash; returns the figures."""
     folder = Path(job.folder)
-    job_file = folder / "job.json"
+    job_file = folder / JOB
     second_place = address(settings.copy_to, folder)
     forget_earlier(folder, second_place)
     # A restart finds its step compiled.
@@ -291,11 +291,6 @@ class EventEcho:
             if id(record) in fresh:
                 cause = f": {record.cause}" if record.cause else ""
                 log_line(f"{self.label:<10} {record.event} at step {record.step:,}{cause}")
-
-
-def newest_step(folder: Path) -> int:
-    """The newest committed step, 0 where there is none."""
-    return max(committed_steps(folder / CHECKPOINTS), default=0)
 
 
 def _show(folder: Path, watch: Watch) -> None:

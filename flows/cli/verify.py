@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model.errors import KodaError
 from model.files import CHECKSUMS, checksums, sha256
+from model.training.records import JOB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def replayed(run: str, steps: str) -> None:
     from tasks.runs.paths import existing
 
     training = existing(run) / "pretrain"
-    if not (training / "job.json").is_file():
+    if not (training / JOB).is_file():
         raise KodaError(f"{training} has no training: there is nothing to replay.")
     first, last = span(training, steps)
     print(f"{run}: step {first:,} to {last:,} again …", flush=True)

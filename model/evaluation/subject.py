@@ -19,6 +19,7 @@ from model.export.formats import hf, mlx
 from model.files import read_json
 from model.llama import Llama
 from model.stored import Stored
+from model.training.records import JOB
 
 PARAMS = "params/"  # the prefix of the weights' names in a checkpoint
 
@@ -69,7 +70,7 @@ def stored_weights(path: Path) -> Stored:
     parts = {array["part"] for name, array in described.items() if name.startswith(PARAMS)}
     if not parts:
         return weights.read(path)
-    config = LlamaConfig(**read_json(path.parents[1] / "job.json")["model"])
+    config = LlamaConfig(**read_json(path.parents[1] / JOB)["model"])
     needed = {name: array for name, array in described.items() if array["part"] in parts}
     pairs = arrays.read_parts(path, needed)
     named = {name.removeprefix(PARAMS): array for name, array in pairs if name.startswith(PARAMS)}

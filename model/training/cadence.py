@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 
 FIRST = 10.0  # seconds from the beginning of an attempt to its first temporary save, whose cost is not known yet
@@ -49,6 +49,12 @@ class Cadence:
         if self.cost is None:
             return min(FIRST, self.longest)
         return min(self.longest, max(self.cost.total() / self.share, self.cost.write / self.disk_share))
+
+    def figures(self) -> dict[str, float]:
+        """The interval, the one that would lose least, and what a save costs, in seconds; empty before the first."""
+        if self.cost is None:
+            return {}
+        return {"interval": self.interval(), "optimal_interval": self.cost.optimal_interval(), **asdict(self.cost)}
 
     def began(self, at: float, now: float) -> None:
         """A save began, and the step loop may go on now."""

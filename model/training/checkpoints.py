@@ -1,5 +1,6 @@
 """The checkpoints of one training: saved beside the step loop, committed, and restored newest first."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -146,17 +147,21 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int, dict[str, np.ndarray]] | None:
         self._clear_unfinished()
-        here, newer = self.steps()[::-1], float("inf")
-        for step in here:  # what the second place has above an intact one is of a timeline that was left
+        here = self.steps()[::-1]
+        upto = here[0] if here else math.inf
+        for step in here:
+            # What the second place has above an intact one is of a timeline that was left.
+            if step < here[0] and (found := self._newest_there(step, upto)) is not None:
+                return found
             if (named := self._intact(step)) is not None:
-                return (step, named) if newer == float("inf") else self._newest_there(step, newer) or (step, named)
-            newer = min(newer, here[0] + 1)
-        return self._newest_there(-1, newer)
+                return step, named
+            upto = step
+        return self._newest_there(-1, upto)
 
-    def _newest_there(self, above: int, below: float) -> tuple[int, dict[str, np.ndarray]] | None:
-        """The newest intact checkpoint of the second place with a step between these two."""
+    def _newest_there(self, above: int, upto: float) -> tuple[int, dict[str, np.ndarray]] | None:
+        """The newest intact checkpoint of the second place with a step above the one and up to the other."""
         for step in reversed(self._steps_there()):
-            fetched = above < step < below and self._fetch(step)
+            fetched = above < step <= upto and self._fetch(step)
             if fetched and (named := self._intact(step, keep=False)) is not None:
                 return step, named
         return None

@@ -46,7 +46,10 @@ def goodput(folder: Path) -> dict[str, float]:
     Steps that a later attempt repeated were `lost to rework`: their share of the attempt's training time. The time
     between two attempts was `down`.
     """
-    attempts = _attempts(folder)
+    return _spent(_attempts(folder))
+
+
+def _spent(attempts: list[Spent]) -> dict[str, float]:
     spent = dict.fromkeys((*PARTS.values(), REWORK, DOWN), 0.0)
     for number, attempt in enumerate(attempts):
         later_first = (later.first_step for later in attempts[number + 1 :] if later.first_step is not None)
@@ -82,7 +85,8 @@ def effective(folder: Path) -> Effective | None:
     A restart costs the median over those that there were, of segments too; before there is one, what the first start
     took, which has to compile. A fault comes in the middle between two saves on average.
     """
-    attempts, spent = _attempts(folder), goodput(folder)
+    attempts = _attempts(folder)
+    spent = _spent(attempts)
     total, useful = sum(spent.values()), sum(spent[part] for part in USEFUL) if spent else 0.0
     if not useful:
         return None

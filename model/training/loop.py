@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -78,8 +77,8 @@ class Attempt:
         self.bad_steps = BadStepDetector(training.recipe.spike_deviations)
         self.stop_asked = False
         self.saved_at = time.monotonic()
-        recipe = self.recipe
-        self.cadence = Cadence(recipe.save_share, recipe.disk_share, 60 * recipe.save_every_minutes)
+        longest = 60 * self.recipe.save_every_minutes
+        self.cadence = Cadence(self.recipe.save_share, self.recipe.disk_share, longest)
 
     def stop(self, *_: Any) -> None:
         """Save after this step, and leave."""
@@ -189,8 +188,7 @@ class Attempt:
     def _finish_completed_save(self) -> None:
         if self.training.checkpoints.finish_completed_save():
             self.cadence.committed(time.monotonic())
-            if self.cadence.cost is not None:
-                self.heart.saves = {"interval": self.cadence.interval(), **asdict(self.cadence.cost)}
+            self.heart.saves = self.cadence.figures()
 
     def _keep_weights(self, step: int, phase: str) -> None:
         """Take a snapshot where one is due. The wait for the one before is no sign that `phase` hangs."""

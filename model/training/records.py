@@ -13,6 +13,7 @@ from model.files import COMMIT, append_line, committed_steps, read_json, read_li
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+JOB = "job.json"  # what the training is to do; in its folder since it began
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"  # weights to look at, which no stage reads: they are no outputs
 WINDOWS = "windows.json"  # data to step over: [[from this step on, so many batches], …]
@@ -153,6 +154,11 @@ def remaining_seconds(metrics: Metrics, step: int, steps: int) -> float | None:
         return None
     pace = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
     return round(pace * (steps - step), 1)
+
+
+def newest_step(folder: Path) -> int:
+    """The newest committed step, 0 where there is none."""
+    return max(committed_steps(folder / CHECKPOINTS), default=0)
 
 
 def lasting_first(checkpoints: Path) -> list[int]:

@@ -50,8 +50,9 @@ class SecondPlace:
 
     def prune(self, newest: int) -> None:
         """Remove all but the KEPT newest up to step `newest`. Of later ones the training has gone back behind."""
-        kept = [step for step in self.steps() if step <= newest][-KEPT:]
-        for step in self.steps():
+        steps = self.steps()
+        kept = [step for step in steps if step <= newest][-KEPT:]
+        for step in steps:
             if step not in kept:
                 self._remove(str(step))
 
@@ -91,7 +92,7 @@ def unsupported(address: str) -> str:
     """What is wrong with an address, in a few words; empty where nothing is, as far as can be told from here."""
     protocol = fsspec.utils.get_protocol(address)
     if "@" in address.partition("://")[2].partition("/")[0]:
-        return "it has credentials in it; they belong into the environment"
+        return "it has credentials in it; they belong in the environment"
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError:

@@ -1,7 +1,6 @@
 """report.html: what a run did, in one file that needs no network."""
 
 from pathlib import Path
-from time import localtime, strftime
 from typing import Any
 
 from model.accelerators import accelerator
@@ -17,7 +16,7 @@ from model.figures import (
 )
 from model.training.goodput import effective, goodput, shares
 from model.training.records import Event, EventRecord, restarts, shown
-from tasks.progress import clock
+from tasks.progress import clock, moment
 from tasks.reports import html, plots
 from tasks.reports.recorded import INSPECTED, TRAININGS, RecordedRun
 from tasks.reports.tables import PARITY, TASK, beside_published, of_each, percent, scored
@@ -179,7 +178,7 @@ def _deaths(events: list[EventRecord]) -> str:
     died = [record for record in events if record.event is Event.CRASH]
     rows = [
         [
-            strftime("%d %b %H:%M:%S", localtime(record.time)),
+            moment(record.time),
             record.cause,
             record.details.get("last_line", ""),
             REMEDIES.get(record.details.get("death"), ""),
@@ -189,7 +188,7 @@ def _deaths(events: list[EventRecord]) -> str:
         for record in died
     ]
     head = ["when", "it", "its last line", "what would prevent it", "at step", "last save"]
-    return html.folded(f"Deaths ({len(rows)})", html.table(head, rows, left=4)) if rows else ""
+    return html.folded(f"Deaths ({len(rows)})", html.table(head, rows, left=4))
 
 
 def _losses(run: RecordedRun, stage: str) -> str:

@@ -8,7 +8,6 @@ from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import EvaluateFigures
 from model.files import is_locked
-from model.training.cadence import SaveCost
 from model.training.goodput import effective, goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
@@ -46,15 +45,8 @@ def status(name: str) -> dict[str, Any]:
         "eta_seconds": remaining_seconds(read_metrics(training), step, steps) if working else None,
         "goodput": {part: round(share, 2) for part, share in shares(goodput(training)).items()},
         "effective": asdict(time) if (time := effective(training)) else {},
-        "saves": _saves(beat) if beat else {},
+        "saves": beat.get("saves", {}) if beat else {},
     }
-
-
-def _saves(beat: dict[str, Any]) -> dict[str, float]:
-    if not (measured := beat.get("saves")):
-        return {}
-    cost = SaveCost(**{name: measured[name] for name in SaveCost.__dataclass_fields__})
-    return {**measured, "optimal_interval": cost.optimal_interval()}
 
 
 def _stage(folder: Path, stage: str, working: bool) -> dict[str, Any]:

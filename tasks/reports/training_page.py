@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from model.training.records import (
     restarts,
     shown,
 )
-from tasks.progress import clock
+from tasks.progress import clock, moment
 from tasks.reports import artifacts
 from tasks.reports.artifacts import address
 
@@ -129,5 +128,4 @@ def segments(metrics: Metrics, ends: list[int], step: int) -> list[dict[str, Any
 
 
 def _event(record: EventRecord) -> dict[str, Any]:
-    when = time.strftime("%d %b %H:%M:%S", time.localtime(record.time))
-    return {"when": when, "step": record.step, "what": record.event, "cause": record.cause}
+    return {"when": moment(record.time), "step": record.step, "what": record.event, "cause": record.cause}

@@ -7,10 +7,10 @@ import pytest
 from model.config import LlamaConfig
 from model.errors import KodaError
 from model.files import append_line
-from model.training.records import METRICS, Event, HeldoutMetrics, log_event
+from model.training.records import METRICS, Event, HeldoutMetrics, log_event, newest_step
 from tasks import training
 from tasks.pretrain import Pretrain
-from tasks.training import EventEcho, newest_step, peers
+from tasks.training import EventEcho, peers
 
 
 def test_events_are_printed_once_and_only_those_that_are_shown(

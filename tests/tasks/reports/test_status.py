@@ -12,6 +12,7 @@ import pytest
 from model.errors import KodaError
 from model.figures import EvaluateFigures, PublishFigures, TaskFigures
 from model.files import append_line, write_json
+from model.training.cadence import SaveCost
 from model.training.heartbeat import Heartbeat
 from model.training.records import METRICS, Event, TrainingMetrics, log_event
 from tasks.reports.status import as_lines, closing_lines, status
@@ -119,7 +120,8 @@ def test_step_and_remaining_time_are_those_of_the_training(run: Path, locked: Ex
 def test_effective_time_and_the_cost_of_saves_are_lines_of_the_status(run: Path) -> None:
     heart = Heartbeat(run / "pretrain", time.time())
     (run / "pretrain").mkdir()
-    heart.saves = {"interval": 20.0, "stall": 0.05, "slowdown": 0.03, "write": 3.0}
+    cost = SaveCost(stall=0.05, slowdown=0.03, write=3.0)
+    heart.saves = {"interval": 20.0, "optimal_interval": cost.optimal_interval(), **asdict(cost)}
     heart.beat("train", 5)
     time.sleep(0.2)
     heart.beat("train", 6)
