@@ -7,9 +7,12 @@ injected one after another, at steps drawn by the seed. Only Prefect restarts an
 worker and all its children are killed, this command runs `koda up` again, as systemd would. At the end the same
 training runs undisturbed and skips the batches that the NaN faults had it skip; the checksums of all its arrays,
 optimizer included, are compared.
+
+With `--plain` it is a `koda run` in a terminal, which has a Prefect server of its own, and which this command starts
+again after it was killed. `--minutes 5` injects a fault each five minutes on average and compares nothing: it measures
+the effective time.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -22,15 +25,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import small_disk
 from alternate import failure, peer
+from faults import FAULTS, Fault, build_clock
 from sandbox import PROJECT, SMALL_TRAINING, Sandbox
 from table import Spread, options, parse, show
 
 SAVE_EVERY = 100
-SILENCE, IN_SILENCE = 120.0, 18_000  # seconds without Prefect's API, and steps that are enough for them
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
 SEGMENTS, SHORTEST = 20, 640  # task runs that the training is cut into, at most, and steps of one, at least
-SETTINGS = SMALL_TRAINING | {"pretrain.save_every_steps": str(SAVE_EVERY)}
+SETTINGS = SMALL_TRAINING | {
+    "pretrain.save_every_steps": str(SAVE_EVERY),
+    "pretrain.replay_every_minutes": "10000",  # when the bit is flipped
+}
+ENDLESS = 10_000_000  # steps
 
 
 def main() -> int:
@@ -39,102 +47,134 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", help="which, separated by commas (default: all that --list prints)")
     parser.add_argument("--every", type=int, default=400, help="steps from one fault to the next, at most (400)")
+    parser.add_argument("--minutes", type=float, default=0.0, help="minutes between two faults on average, instead")
+    parser.add_argument("--plain", action="store_true", help="a plain `koda run`, without `koda up`")
     parser.add_argument("--list", action="store_true", help="print the faults that can be injected here, and exit")
     arguments = parse(parser, kills=2, every=150, faults="SIGKILL,newest cut short")
-    available = [name for name in FAULTS if name != FULL_DISK or can_mount()]
+    fits = {name for name, fault in FAULTS.items() if (fault.plain if arguments.plain else fault.up)}
+    available = [name for name, fault in FAULTS.items() if name in fits and fault.possible()]
     if arguments.list:
         print("\n".join(available))
         return 0
     names = arguments.faults.split(",") if arguments.faults else available
     for name in names:
         if name not in available:
-            raise failure(name, "this machine has no right to mount a disk" if name in FAULTS else "no such fault")
-    with tempfile.TemporaryDirectory() as folder, Training(Path(folder)) as training:
-        draw = random.Random(arguments.seed)
-        order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
-        order = order[: arguments.kills]
-        silences = [name for name in order if FAULTS[name] is silence_the_api]
-        training.steps = arguments.every * (arguments.kills + 2) + IN_SILENCE * len(silences)
-        outcomes: dict[str, list[dict]] = {name: [] for name in names}
-        with peer("koda up"):
+            raise failure(name, "this machine, or --plain, does not allow it" if name in FAULTS else "no such fault")
+    draw = random.Random(arguments.seed)
+    order = [name for _ in range(-(-arguments.kills // len(names))) for name in draw.sample(names, len(names))]
+    order = order[: arguments.kills]
+    outcomes: dict[str, list[dict]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder, Training(Path(folder), arguments.plain) as training:
+        meanwhile = sum(FAULTS[name].steps for name in order)
+        training.steps = ENDLESS if arguments.minutes else arguments.every * (arguments.kills + 2) + meanwhile
+        with peer("the training"):
             training.start()
         for number, name in enumerate(order):
-            training.await_step(training.beat()["step"] + draw.randrange(arguments.every // 4, arguments.every))
+            if arguments.minutes:
+                time.sleep(60 * arguments.minutes * draw.uniform(0.5, 1.5))
+            else:
+                training.await_step(training.beat()["step"] + draw.randrange(arguments.every // 4, arguments.every))
             with peer(name):
                 outcome = training.inject(FAULTS[name])
             outcomes[name].append(outcome)
             print(f"{number + 1:3} {name:26} {outcome}", flush=True)
+        if arguments.minutes:
+            time.sleep(30 * arguments.minutes)
+            return table(outcomes, training.effective_time(), arguments.json)
         finished = training.await_end()
+        effective = training.effective_time()
         states = training.states()
         with peer("the undisturbed run"):
             same = finished and training.same_as_undisturbed()
+    code = table(outcomes, effective, arguments.json, same=same)
+    verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
+    print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
+    if states:
+        print(f"the states of its attempts in Prefect: {', '.join(states)}")
+    return 0 if same and (not states or states[-1] == "Completed") else code or 1
+
+
+def table(outcomes: dict[str, list[dict]], effective: dict, file: Path | None, **facts: bool) -> int:
+    """Print the faults and the effective time; 1 where one was not recovered from."""
     rows = []
     for name, tried in outcomes.items():
         recovered = [outcome for outcome in tried if outcome["recovered"]]
         lost = max((outcome["lost"] for outcome in recovered), default="")
         seconds = Spread.of([outcome["seconds"] for outcome in recovered]) if recovered else ""
         rows.append([name, len(tried), len(recovered), lost, seconds])
-    title = f"{arguments.kills} faults, seed {arguments.seed}, a save every {SAVE_EVERY} steps"
+    count = sum(map(len, outcomes.values()))
+    title = f"{count} faults, a permanent save every {SAVE_EVERY} steps"
     head = ["fault", "tried", "recovered", "most steps lost", "seconds to a new step"]
-    show(title, head, rows, arguments.json, same=same)
-    verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
-    print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
-    print(f"the states of its attempts in Prefect: {', '.join(states)}")
-    return 0 if same and states[-1] == "Completed" and all(row[1] == row[2] for row in rows) else 1
-
-
-def mount(folder: Path) -> bool:
-    """Mount a small disk there, which can be filled; False where this process has no right to."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "koda-chaos", str(folder)]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-
-
-def unmount(folder: Path) -> None:
-    subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-def can_mount() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        if mounted := mount(Path(folder)):
-            unmount(Path(folder))
-    return mounted
+    show(title, head, rows, file, **facts, **effective)
+    print(
+        "effective time {effective:.1%} in {seconds:,.0f} s, one fault each {fault_every:,.0f} s; by its own costs it "
+        "would be {predicted:.1%} with so many faults, and {hourly:.2%} with one an hour ({cost:.1f} s each)".format(
+            **effective
+        )
+    )
+    return 0 if all(row[1] == row[2] for row in rows) else 1
 
 
 class Training(Sandbox):
-    """The training that faults are injected into, under `koda up`; its runs are on a disk that can be filled."""
+    """The training that faults are injected into; its runs are on a disk of their own, where there can be one."""
 
-    def __init__(self, folder: Path):
-        self.faults = folder / "faults"
+    def __init__(self, folder: Path, plain: bool):
+        self.faults, self.plain = folder / "faults", plain
         path = f"{PROJECT / 'bench/chaos_site'}:{folder / 'project'}"
         super().__init__(folder, KODA_CHAOS=str(self.faults), PYTHONPATH=path)
+        if build_clock(folder / "clock.so"):
+            self.environment |= {"LD_PRELOAD": str(folder / "clock.so"), "KODA_CHAOS_CLOCK": str(folder / "clock")}
+        if plain:
+            del self.environment["PREFECT_API_URL"]
         self.faults.mkdir()
+        self.hours = 0
+        self.set_clock(0)
         self.run = self.runs / "chaos"
         self.training = self.run / "pretrain"
         self.copies = folder / "copies"
         self.steps = 0
 
     def __enter__(self) -> "Training":
-        self.has_disk = mount(self.runs)
+        self.has_disk = small_disk.mount(self.folder / "disk", self.runs)
         return self
 
     def __exit__(self, *_: object) -> None:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         if self.has_disk:
-            unmount(self.runs)
+            small_disk.unmount(self.runs)
 
     def start(self) -> None:
         from flows.config import parsed
 
-        self.koda("up")
         segments = min(SEGMENTS, -(-self.steps // SHORTEST))
-        changes = {"pretrain.steps": str(self.steps), "pretrain.segments": str(segments)}
-        changes["pretrain.copy_to"] = str(self.copies)
-        settings = json.dumps(parsed(SETTINGS | changes))
-        parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
-        self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
+        self.settings = SETTINGS | {"pretrain.steps": str(self.steps), "pretrain.segments": str(segments)}
+        self.settings["pretrain.copy_to"] = str(self.copies)
+        if self.plain:
+            self.launch()
+        else:
+            self.koda("up")
+            settings = json.dumps(parsed(self.settings))
+            parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
+            self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
         if not self.wait(lambda: self.beat()["step"] > 0, "the first step"):
             raise TimeoutError("the training made no step")
+
+    def launch(self) -> None:
+        """Start `koda run`, in the background."""
+        settings = [part for key, value in self.settings.items() for part in ("--set", f"{key}={value}")]
+        command = [sys.executable, "-m", "flows.cli.main", "run", "--name", "chaos", "--until", "checkpoint", *settings]
+        with (self.folder / "koda-run.log").open("ab") as log:
+            self.koda_run = subprocess.Popen(
+                command, cwd=self.project, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def set_clock(self, hours: int) -> None:
+        """Set the clock of all processes of this sandbox forward by so many hours, or back."""
+        self.hours += hours
+        beside = self.folder / "clock.new"
+        beside.write_text(str(3600 * self.hours))
+        beside.replace(self.folder / "clock")
 
     def beat(self) -> dict:
         from model.training.heartbeat import Heartbeat
@@ -153,10 +193,10 @@ class Training(Sandbox):
     def await_step(self, step: int) -> None:
         self.wait(lambda: self.beat()["step"] >= step, f"step {step}")
 
-    def inject(self, fault: Callable[["Training"], int | None]) -> dict:
+    def inject(self, fault: Fault) -> dict:
         """Inject the fault, and wait until a training makes a step that was not made before it."""
         began, before = time.monotonic(), self.beat()
-        survived_to = fault(self)
+        survived_to = fault.inject(self)
         reached = max(before["step"], self.beat()["step"]) if survived_to is None else survived_to
 
         def restarted() -> bool:
@@ -168,6 +208,13 @@ class Training(Sandbox):
         recovered = running and self.wait(lambda: self.beat()["step"] > max(first + 1, 0), "a new step")
         lost = max(0, reached - self.beat()["first_step"]) if survived_to is None else 0
         return {"recovered": recovered, "lost": lost, "seconds": round(time.monotonic() - began, 1)}
+
+    def restarts(self) -> int:
+        """How often the training crashed, and its flow run was started again."""
+        from model.training.records import Event, read_events
+
+        scheduled = (self.run / "attempts.jsonl").read_text().count('"scheduled"')
+        return scheduled + sum(record.event is Event.CRASH for record in read_events(self.training))
 
     def newest(self) -> Path:
         """The newest committed checkpoint."""
@@ -208,8 +255,31 @@ class Training(Sandbox):
                 continue
         return pids
 
+    def effective_time(self) -> dict[str, float]:
+        """The share of its time in which the training made progress, and what its own costs would make of it."""
+        from model.training.cadence import FAULT_EVERY
+        from model.training.goodput import effective, goodput
+
+        measured = effective(self.training)
+        assert measured is not None
+        seconds = sum(goodput(self.training).values())
+        fault_every = seconds / max(1, self.restarts())
+        steady = measured.hourly_fault / (1 - measured.fault_seconds / FAULT_EVERY)
+        return {
+            "effective": measured.share,
+            "seconds": seconds,
+            "fault_every": fault_every,
+            "predicted": steady * max(0.0, 1 - measured.fault_seconds / fault_every),
+            "hourly": measured.hourly_fault,
+            "cost": measured.fault_seconds,
+        }
+
     def states(self) -> list[str]:
-        """The states of the run's attempts in Prefect, once the last one has ended; the oldest first."""
+        """The states of the run's attempts in Prefect, once the last one has ended; the oldest first. A plain
+        `koda run` has none to be asked."""
+        if self.plain:
+            self.koda_run.wait(60)
+            return []
         command = [sys.executable, "-m", "prefect", "flow-run", "ls", "-o", "json", "--limit", "200"]
 
         def current() -> list[str]:
@@ -241,133 +311,6 @@ class Training(Sandbox):
         ]
         return sums[0] == sums[1]
 
-
-# A fault returns the step that the training survived to, or None where the training has to restart.
-
-
-def kill(training: Training) -> None:
-    training.kill()
-
-
-def hang(training: Training) -> None:
-    training.kill(signal.SIGSTOP)
-
-
-def terminate(training: Training) -> None:
-    training.kill(signal.SIGTERM)
-
-
-def kill_in_save(training: Training) -> None:
-    before = training.beat()["pid"]
-    (training.faults / "in-save").touch()
-    training.wait(lambda: not (training.faults / "in-save").exists() or training.beat()["pid"] != before, "a save")
-
-
-def flip(training: Training) -> None:
-    path = training.largest()
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-    training.kill()
-
-
-def cut(training: Training) -> None:
-    path = training.largest()
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    training.kill()
-
-
-def uncommit(training: Training) -> None:
-    (training.newest() / "COMMIT.json").unlink()
-    training.kill()
-
-
-def delete_checkpoints(training: Training) -> None:
-    """All that were saved here; there is a copy of the newest, or of one before it."""
-    training.wait(lambda: training.copied() >= 0, "a copy")
-    training.kill()
-    shutil.rmtree(training.training / "checkpoints")
-
-
-def lose_the_second_place(training: Training) -> int:
-    """It takes no copies for a while: the training continues, and is copied again once it does."""
-    aside = training.folder / "aside"
-    training.wait(lambda: training.copied() >= 0, "a copy")
-    training.copies.rename(aside)
-    training.copies.touch()  # no folder, so that nothing can be written below it
-    time.sleep(10)
-    training.copies.unlink()
-    aside.rename(training.copies)
-    reached = training.beat()["step"]
-    training.wait(lambda: training.copied() > reached, "a copy of a later step")
-    return reached
-
-
-def nan(training: Training) -> None:
-    """As many batches as it takes, a little way ahead, give NaN; the training skips them after a restart."""
-    from model.training.bad_steps import BAD_STEPS
-    from model.training.records import WINDOWS
-
-    windows = training.training / WINDOWS
-    before = json.loads(windows.read_text()) if windows.is_file() else []
-    first = training.beat()["step"] + sum(count for _, count in before) + 30
-    (training.faults / "nan").write_text(json.dumps([first, first + BAD_STEPS]))
-    training.wait(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
-
-
-def fill_the_disk(training: Training) -> int:
-    """The disk is full for a while: saves fail, the training continues, and it saves again once there is room."""
-    ballast, newest = training.runs / "ballast", -1
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 4096)
-    while newest != (newest := int(training.newest().name)):  # a save that had begun may still fit
-        time.sleep(2 * SAVE_EVERY / 100)
-    ballast.unlink()
-    reached = training.beat()["step"]
-    training.wait(lambda: int(training.newest().name) > reached, "a save with room")
-    return reached
-
-
-def kill_the_flow(training: Training) -> None:
-    os.kill(training.flow(), signal.SIGKILL)
-
-
-def kill_everything(training: Training) -> None:
-    """Worker, flow and trainer at once; the server, a service of its own, survives. Then `koda up` again."""
-    server = training.server()
-    for pid in training.processes():
-        if pid != server:
-            os.kill(pid, signal.SIGKILL)
-    training.koda("up")
-
-
-def silence_the_api(training: Training) -> int:
-    """The Prefect server does not reply for a while: the training continues, and so does the run."""
-    server = training.server()
-    os.kill(server, signal.SIGSTOP)
-    time.sleep(SILENCE)
-    os.kill(server, signal.SIGCONT)
-    return training.beat()["step"]
-
-
-FULL_DISK = "full disk"
-FAULTS: dict[str, Callable[[Training], int | None]] = {
-    "SIGKILL": kill,
-    "SIGSTOP (a hang)": hang,
-    "SIGTERM": terminate,
-    "SIGKILL during a save": kill_in_save,
-    "a byte flipped": flip,
-    "newest cut short": cut,
-    "commit file removed": uncommit,
-    "checkpoints deleted": delete_checkpoints,
-    "second place away": lose_the_second_place,
-    "NaN in five batches": nan,
-    FULL_DISK: fill_the_disk,
-    "API silent for 2 min": silence_the_api,
-    "SIGKILL of the flow": kill_the_flow,
-    "SIGKILL of worker and all": kill_everything,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

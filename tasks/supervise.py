@@ -42,6 +42,7 @@ class Death(StrEnum):
     OUTSIDE = "killed from outside"
     MEMORY = "out of memory"
     HANG = "hang"
+    DISK = "disk does not answer"
     SIGNAL = "fatal signal"
     ERROR = "error"
     STOPPED = "stopped"
@@ -91,7 +92,7 @@ def supervise(
             for environment in peers
         ]
     watchdog = Watchdog(folder, children[0].pid) if folder is not None else None
-    hung = False
+    hung: Death | None = None
     try:
         while (codes := [child.poll() for child in children]).count(None) and not any(codes):
             try:
@@ -100,7 +101,7 @@ def supervise(
                 tick()
                 killed_for_memory.append(_killed_for_memory())
                 if watchdog is not None and watchdog.hangs(hang_seconds):
-                    hung = True
+                    hung = hung or (Death.DISK if _waits_for_disk(children[0].pid) else Death.HANG)
                     _signal(children[0], signal.SIGKILL)
     except BaseException:
         _stop(children, folder)
@@ -199,7 +200,17 @@ def _killed_for_memory() -> int:
         return 0
 
 
-def _raise_failure(code: int, hung: bool, memory: bool, command: list[str], log: Path, before: int) -> NoReturn:
+def _waits_for_disk(pid: int) -> bool:
+    """Is a thread of the process in a system call that nothing can interrupt? Reads and writes are, of a disk or of a
+    file system in the network."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return "D" in states
+
+
+def _raise_failure(code: int, hung: Death | None, memory: bool, command: list[str], log: Path, before: int) -> NoReturn:
     with log.open("rb") as file:
         file.seek(before)  # the output of earlier attempts is not this one's cause
         tail = file.read().decode(errors="replace").strip()[-3000:]
@@ -212,10 +223,11 @@ def _raise_failure(code: int, hung: bool, memory: bool, command: list[str], log:
     raise ProcessFailed(" ".join(command[1:4]), death, how, log, tail)
 
 
-def _judged(code: int, hung: bool, memory: bool) -> tuple[Death, str]:
+def _judged(code: int, hung: Death | None, memory: bool) -> tuple[Death, str]:
     """Why a process ended with this exit code, and how to say it."""
     if hung:
-        return Death.HANG, "gave no heartbeat and was killed"
+        waited = ", while it waited for a disk" if hung is Death.DISK else ""
+        return hung, f"gave no heartbeat and was killed{waited}"
     if memory:
         return Death.MEMORY, "was killed by the kernel, which had no memory left"
     if code == PREEMPTED:

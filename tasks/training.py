@@ -88,6 +88,9 @@ class TrainSection(Section):
     0: only one each `save_every_minutes`."""
     disk_share: Annotated[float, Field(gt=0, le=1, json_schema_extra=OPERATIONAL)] = 0.5
     """Share of the time in which a temporary save may be being written, with all of the disk's bandwidth."""
+    replay_every_minutes: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 0.0
+    """Each so many minutes the steps since the last save are computed again, and compared bit by bit: what memory or a
+    processor got wrong is found and undone. For CPUs, and GPUs with deterministic operations. 0: never."""
     copy_to: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
     """A second place for checkpoints, below which each training has a folder: one on another disk, s3://BUCKET/PATH or
     gs://BUCKET/PATH. Each is copied there in the background, and a training that has lost its disk goes on from there.

@@ -4,6 +4,9 @@ Python imports this module in every process whose PYTHONPATH has its folder; onl
 
     nan        [first, last): the batches of these numbers give a loss that is not a number
     in-save    the next save is killed between its arrays and its commit file; the file is removed first
+    memory     so many bytes are taken before the next step; the file is removed first
+    flip       one bit of a weight changes before the next step, and the steps since the last save are computed again
+               at the next one; the file is removed first
 """
 
 import builtins
@@ -32,6 +35,48 @@ def poison() -> None:
     Batches.part = poisoned
 
 
+def take_memory() -> None:
+    from model.training.training import Training
+
+    batch = Training.batch
+
+    def hungry(self, step):
+        if (FOLDER / "memory").is_file():
+            size = int((FOLDER / "memory").read_text())
+            (FOLDER / "memory").unlink()
+            hungry.taken = b"x" * size
+        return batch(self, step)
+
+    Training.batch = hungry
+
+
+def flip_a_bit() -> None:
+    import jax
+    import numpy as np
+
+    from model.training.loop import Attempt
+    from model.training.training import Training
+
+    advance, replay = Training.advance, Attempt._replay
+
+    def flipped(self, batch):
+        if (FOLDER / "flip").is_file():
+            (FOLDER / "flip").rename(FOLDER / "flipped")
+            mlp = self.state.params["layers"]["mlp"]["up"]
+            raw = np.array(mlp["kernel"])
+            raw.view(np.uint32).flat[raw.size // 2] ^= np.uint32(1 << 20)
+            mlp["kernel"] = jax.device_put(raw, mlp["kernel"].sharding)
+        return advance(self, batch)
+
+    def due(self):
+        if (FOLDER / "flipped").is_file():
+            (FOLDER / "flipped").unlink()
+            self.replayed_at = -np.inf
+        replay(self)
+
+    Training.advance, Attempt._replay = flipped, due
+
+
 def kill_before_commit() -> None:
     from model import arrays
 
@@ -55,6 +100,8 @@ if FOLDER.is_dir() and "model.training" in " ".join(getattr(sys, "orig_argv", []
         if name == "model.training.loop":
             builtins.__import__ = real
             poison()
+            take_memory()
+            flip_a_bit()
             kill_before_commit()
         return module
 

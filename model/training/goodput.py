@@ -17,6 +17,7 @@ PARTS = {
     "data": "data wait",
     "save": "save stall",
     "evaluate": "evaluation",
+    "replay": "replay",
 }
 REWORK, DOWN = "lost to rework", "down"
 USEFUL = ("training", "evaluation")
@@ -115,7 +116,7 @@ def _attempts(folder: Path) -> list[Spent]:
 
 def _logged(folder: Path) -> list[Spent]:
     records = [record for record in read_events(folder) if record.event is Event.SPENT]
-    return sorted((Spent(step=r.step, **r.details) for r in records), key=lambda attempt: attempt.began)
+    return [Spent(step=r.step, **r.details) for r in records]
 
 
 def _last(folder: Path) -> Spent | None:

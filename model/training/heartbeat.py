@@ -13,7 +13,7 @@ HEARTBEAT = "heartbeat.json"
 
 
 class Heartbeat:
-    """A file with the current step and phase (start, compile, train, data, save, evaluate), and how time was used."""
+    """A file with the current step, phase (start, compile, train, data, save, evaluate, replay), and the time spent."""
 
     def __init__(self, folder: Path, began: float, writes: bool = True):
         """`began`: when the process did, as `time.time()`; of several processes only one `writes`."""
@@ -22,13 +22,13 @@ class Heartbeat:
         self.saves: dict[str, float] = {}  # seconds between temporary saves, and what one costs
         self.first_step: int | None = None  # where the attempt went on from; None until it is known
         self.seconds: dict[str, float] = {}
-        self._phase, self._since = "start", began
+        self._phase, self._since = "start", time.monotonic() - (time.time() - began)  # a clock may be set
         self._paces: deque[float] = deque(maxlen=128)
         self._trained: float | None = None
 
     def turn(self, phase: str) -> None:
         """From now on the time goes into `phase`."""
-        now = time.time()
+        now = time.monotonic()
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + max(0.0, now - self._since)
         self._phase, self._since = phase, now
 

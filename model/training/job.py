@@ -30,6 +30,7 @@ class Recipe:
     save_every_minutes: float
     save_share: float = 0.005  # of the time that temporary saves may cost; 0: only one each save_every_minutes
     disk_share: float = 0.5  # of the time in which one may be being written
+    replay_every_minutes: float = 0.0  # steps computed twice; 0: never
     keep_checkpoints: int
     verify_every_saves: int
     full_disk_minutes: float

@@ -17,6 +17,8 @@ from model.training.cadence import Cadence
 from model.training.heartbeat import Heartbeat
 from model.training.job import Job
 from model.training.records import Event, HeldoutMetrics, TrainingMetrics
+from model.training.replay import Replay
+from model.training.stragglers import Stragglers
 from model.training.training import Training
 
 RETRY = 30.0  # seconds after which a save that found no room is tried again
@@ -76,7 +78,9 @@ class Attempt:
         self.training, self.recipe, self.heart = training, training.recipe, heart
         self.bad_steps = BadStepDetector(training.recipe.spike_deviations)
         self.stop_asked = False
-        self.saved_at = time.monotonic()
+        self.saved_at = self.replayed_at = time.monotonic()
+        self.stragglers = None if distributed.is_single() else Stragglers(training.note)
+        self.replay = Replay(training) if training.recipe.replay_every_minutes else None
         longest = 60 * self.recipe.save_every_minutes
         self.cadence = Cadence(self.recipe.save_share, self.recipe.disk_share, longest)
 
@@ -97,7 +101,7 @@ class Attempt:
         due = ""
         while step < until and not distributed.should_stop(step, self.stop_asked):
             batch, waited = self._read(step, pending)
-            self.training.state, metrics = self.training.program.step(self.training.state, self.training.frozen, batch)
+            metrics = self.training.advance(batch)
             step += 1
             if self._too_many_bad(
                 pending, step
@@ -180,10 +184,19 @@ class Attempt:
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)
         self.training.wait_for_writes()
+        self._replay()
         self.saved_at = time.monotonic()  # the cost of this save is not what it waited for others
         self.training.save(step, permanent=permanent, **facts)
         self.cadence.began(self.saved_at, time.monotonic())
         self.heart.turn("train")
+
+    def _replay(self) -> None:
+        """Where it is time, compare with the steps since the last save, computed again."""
+        due = time.monotonic() - self.replayed_at > 60 * self.recipe.replay_every_minutes
+        if self.replay is not None and distributed.broadcast_from_writer(due):
+            self.replay = self.replay if self.replay(self.heart.beat) else None
+            self.heart.beat("save", self.training.step)
+            self.replayed_at = time.monotonic()
 
     def _finish_completed_save(self) -> None:
         if self.training.checkpoints.finish_completed_save():
@@ -213,6 +226,8 @@ class Attempt:
         self.heart.beat("evaluate", step)
         self.cadence.interrupt()
         value = self.training.heldout_loss(lambda: self.heart.beat("evaluate", step))
+        if self.stragglers is not None:
+            self.stragglers.compare(step, self.heart.seconds.get("data", 0.0))
         self.training.log_metrics(HeldoutMetrics(step, time.time(), value))
         self.heart.turn("train")
         return value

@@ -37,9 +37,12 @@ class Event(StrEnum):
     ROLLBACK = "rollback"  # bad steps in a row: back to the last checkpoint
     SPIKE = "spike"
     SKIPPED = "skipped"  # a step whose numbers are not finite
+    STRAGGLER = "straggler"  # one of several processes is slower than the others
     SAVE_FAILED = "save failed"
     CORRUPT = "corrupt checkpoint"
     UNFINISHED = "unfinished checkpoint"
+    REPLAY = "replay"  # steps were computed a second time, with the same bits
+    WRONG_BITS = "wrong bits"  # with other bits
     FETCHED = "fetched"  # a checkpoint, from the second place
     COPY_FAILED = "copy failed"  # to the second place, or from it
 
@@ -54,9 +57,11 @@ SHOWN = {
     Event.ROLLBACK,
     Event.SPIKE,
     Event.SKIPPED,
+    Event.STRAGGLER,
     Event.SAVE_FAILED,
     Event.CORRUPT,
     Event.UNFINISHED,
+    Event.WRONG_BITS,
     Event.FETCHED,
     Event.COPY_FAILED,
 }

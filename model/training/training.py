@@ -106,12 +106,7 @@ class Training:
 
     def resume(self) -> int:
         """Take the newest intact checkpoint, or step 0, and drop the metrics of steps that will be repeated."""
-        newest = self.checkpoints.restore(self.program.shapes)
-        if newest is None:
-            self.begin()
-        else:
-            self.state = sharding.place(self.mesh, newest[1])
-            self._take_windows(newest[0])
+        self.restore()
         step = self.step
         if distributed.is_writer():
             kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= step]
@@ -120,6 +115,21 @@ class Training:
         devices = self.mesh.devices.flatten()
         self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
+
+    def restore(self) -> None:
+        """Take the state of the newest intact checkpoint, or of step 0."""
+        self.state = self.program.shapes  # its memory is free for the other
+        newest = self.checkpoints.restore(self.program.shapes)
+        if newest is None:
+            self.begin()
+        else:
+            self.state = sharding.place(self.mesh, newest[1])
+            self._take_windows(newest[0])
+
+    def advance(self, batch: Batch) -> dict[str, jax.Array]:
+        """Make a step, and return its metrics; the device may still be at it."""
+        self.state, metrics = self.program.step(self.state, self.frozen, batch)
+        return metrics
 
     def _take_windows(self, step: int) -> None:
         """Where the file of them was lost with the disk, they are those that the checkpoint was trained with."""

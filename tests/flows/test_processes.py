@@ -1,6 +1,7 @@
 """A training of two processes, which the flow starts, or other machines."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from model.files import read_lines
 from model.ports import free_port
 from model.training import distributed
 from model.training.heartbeat import Heartbeat
-from model.training.records import Event, log_event
+from model.training.records import Event, EventRecord, log_event, read_events
 from tasks.training import _await_others, peers
 from tests.flows.up import await_
 from tests.pipeline import SMALL, await_step, command
@@ -39,6 +40,34 @@ def test_all_processes_resume_from_the_last_commit_when_one_dies(project: Path) 
     crashes, resumes = ([line["step"] for line in events if line["event"] == kind] for kind in ("crash", "resume"))
     assert crashes == resumes and len(crashes) == 2 and crashes[0] >= 20 and crashes[1] >= 80
     assert trainers(folder) == {} and (folder / "checkpoint/stage.json").is_file()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_slow_process_is_named(project: Path) -> None:
+    """The second of two is stopped and continued all the time, so that it has a fifth of its processor."""
+    folder = project / "runs/uneven"
+    settings = {"pretrain.processes": "2", "pretrain.steps": "400", "pretrain.evaluate_every_steps": "20"}
+    arguments = command(folder.name, **settings, **{"pretrain.segments": "1"})
+    with (project / "uneven.log").open("w") as log:
+        flow = subprocess.Popen([*arguments, "--until", "checkpoint"], cwd=project, stdout=log, stderr=log)
+    await_step(folder, 45, flow)
+    assert not stragglers(folder)
+    slow = trainers(folder)["1"]
+    deadline = time.monotonic() + 120
+    while not stragglers(folder):
+        assert time.monotonic() < deadline and flow.poll() is None, (project / "uneven.log").read_text()
+        for number, seconds in ((signal.SIGSTOP, 0.008), (signal.SIGCONT, 0.002)):
+            os.kill(slow, number)
+            time.sleep(seconds)
+    (straggler,) = stragglers(folder)
+    assert re.match(r"process 1 on \S+ computes \d+\.\d times as slowly as the fastest", straggler.cause)
+    assert flow.wait(300) == 0, (project / "uneven.log").read_text()
+    assert f"straggler at step {straggler.step}: process 1 on" in (project / "uneven.log").read_text()
+
+
+def stragglers(folder: Path) -> list[EventRecord]:
+    return [record for record in read_events(folder / "pretrain") if record.event is Event.STRAGGLER]
 
 
 @pytest.mark.timeout(600)

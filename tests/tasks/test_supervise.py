@@ -93,9 +93,27 @@ Heartbeat(Path({str(tmp_path)!r}), 0.0).beat("train", 1)
 os.kill(os.getpid(), 19)  # SIGSTOP
 """
     began = time.monotonic()
-    with pytest.raises(ProcessFailed, match="gave no heartbeat and was killed"):
+    with pytest.raises(ProcessFailed, match="gave no heartbeat and was killed") as failed:
         supervise(python(code), tmp_path / "log", folder=tmp_path, hang_seconds=2.0)
+    assert failed.value.death is Death.HANG
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_hang_of_a_process_that_waits_for_a_disk_is_told_from_others(tmp_path: Path) -> None:
+    """As one that writes to a disk that hangs, the parent in a vfork cannot be interrupted until its child ends."""
+    code = f"""
+import ctypes, time
+from pathlib import Path
+from model.training.heartbeat import Heartbeat
+Heartbeat(Path({str(tmp_path)!r}), 0.0).beat("train", 1)
+c = ctypes.CDLL(None)
+if c.vfork() == 0:
+    time.sleep(6); c._exit(0)
+"""
+    with pytest.raises(ProcessFailed, match="while it waited for a disk") as failed:
+        supervise(python(code), tmp_path / "log", folder=tmp_path, hang_seconds=2.0)
+    assert failed.value.death is Death.DISK
 
 
 def test_stopped_supervisor_stops_its_child_and_waits(tmp_path: Path) -> None:

@@ -13,6 +13,15 @@ def log_attempt(folder: Path, began: float, first: int | None, last: int, **seco
     log_event(folder, Event.SPENT, last, began=began, first_step=first, seconds=seconds)
 
 
+def test_clock_that_is_set_adds_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heart = Heartbeat(tmp_path, time.time())
+    heart.beat("train", 1)
+    late = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: late)
+    heart.beat("train", 2)
+    assert sum(goodput.goodput(tmp_path).values()) < 60
+
+
 def test_parts_add_up_and_lost_steps_are_rework(tmp_path: Path) -> None:
     """An attempt of 60 s reaches step 100; ten seconds later the next begins at 75: a quarter of the work was lost."""
     log_attempt(tmp_path, 1000.0, 0, 100, start=5, compile=5, train=40, data=4, save=2, evaluate=4)
@@ -26,6 +35,7 @@ def test_parts_add_up_and_lost_steps_are_rework(tmp_path: Path) -> None:
             "data wait": 3,
             "save stall": 2,
             "evaluation": 4,
+            "replay": 0,
             "lost to rework": 11,
             "down": 6,
         }
