@@ -6,10 +6,11 @@ The model is a run's (`koda run --until convert` made its export), or a random o
     .venv/bin/python bench/eval.py --data DIR
     .venv/bin/python bench/eval.py --data DIR --random FOLDER_WITH_GPT2_VOCABULARY
 
+or somebody's, a Hugging Face folder: `--model FOLDER`. `--rounds 0` compares the figures without timing anything.
+
 The exit code is 1 where the figures disagree.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -36,7 +37,7 @@ def main() -> int:
     parser = options(__doc__, rounds=3, run="its export is read")
     parser.add_argument("--data", type=Path, help="JSONL of the standard tasks (required, but for --smoke)")
     parser.add_argument("--random", metavar="FOLDER", help="a random model with the vocabulary in this folder instead")
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="the model in this folder instead")
     arguments = parse(parser, run="", rounds=1)
     if arguments.peer:
         serve(lambda: PEERS[arguments.peer](arguments.model, arguments.data))
@@ -46,15 +47,18 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data = arguments.data or sample_items(scratch / "items")
-        if arguments.random:
+        if arguments.model:
+            model, name = arguments.model.absolute(), arguments.model.name
+        elif arguments.random:
             model, name = random_model(scratch / "hf", arguments.random), f"random, {RANDOM}"
         else:
             run = stack.enter_context(open_run(arguments.run))
             model, name = run / "convert/hf", run.name
-        figures = alternate(list(PEERS), arguments.rounds, "--model", str(model), "--data", str(data.absolute()))
-        ratio = ratios(figures, "items/s", "harness, batches of 16")
-        rows = [[peer_, Spread.of(own["items/s"]), ratio[peer_]] for peer_, own in figures.items()]
-        show(f"the standard tasks in {data.name}, {name}", ["", "items/s", "ratio"], rows, arguments.json)
+        if arguments.rounds:
+            figures = alternate(list(PEERS), arguments.rounds, "--model", str(model), "--data", str(data.absolute()))
+            ratio = ratios(figures, "items/s", "harness, batches of 16")
+            rows = [[peer_, Spread.of(own["items/s"]), ratio[peer_]] for peer_, own in figures.items()]
+            show(f"the standard tasks in {data.name}, {name}", ["", "items/s", "ratio"], rows, arguments.json)
         with peer("the figures of both"):
             return agreement(model, data)
 

@@ -3,6 +3,7 @@
 Letters in names: B batch, T time, V vocabulary.
 """
 
+import math
 from collections.abc import Container, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class Generator:
         A prompt that is longer than the context loses its beginning.
         """
         prompt = prompt[-(self.capacity - 1) :]
-        logits_V, cache = self._begin(prompt)
+        logits_V, cache = self._begin(prompt, len(prompt) + sampling.limit)
         seen_V = jnp.zeros(self.config.vocab_size, bool).at[jnp.asarray(prompt)].set(True)
         state = State(logits_V, seen_V, cache, jnp.int32(len(prompt)), jax.random.key(sampling.seed))
         # A static argument is compiled for each value; the limit and the seed do not change the computation.
@@ -71,9 +72,13 @@ class Generator:
             if token in stops:
                 return
 
-    def _begin(self, prompt: list[int]) -> tuple[jax.Array, Cache]:
-        """Logits of the token after `prompt`, and the cache with the prompt in it."""
-        cache = Cache.empty(self.config, 1, self.capacity)
+    def _begin(self, prompt: list[int], tokens: int) -> tuple[jax.Array, Cache]:
+        """Logits of the token after `prompt`, and the cache with the prompt in it: room for `tokens`, or the context.
+
+        A step takes as long as the cache is; its lengths are powers of two, so that few are compiled.
+        """
+        room = BUCKET << max(0, math.ceil(tokens / BUCKET) - 1).bit_length()
+        cache = Cache.empty(self.config, 1, min(room, self.capacity))
         length = min(-(-len(prompt) // BUCKET) * BUCKET, self.capacity)
         padded_BT = jnp.asarray([prompt + [0] * (length - len(prompt))])
         return self._prefill(self._weights, padded_BT, cache, jnp.int32(len(prompt)))

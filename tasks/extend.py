@@ -20,8 +20,7 @@ from model.figures import (
 from model.files import read_json
 from model.training.records import JOB
 from tasks.runs.record import Built
-from tasks.stage import stage
-from tasks.supervise import call
+from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
 
 
@@ -67,7 +66,7 @@ def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
     log, final = out / "extend.log", out / "weights"
     adapts = bool(settings.steps) and settings.factor > 1
     start = out / "start" if adapts else final
-    stretched = call(
+    stretched = retried_call(
         "model.evaluation.context:stretch",
         log,
         StretchFigures,
@@ -79,7 +78,7 @@ def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
     if settings.factor == 1:
         return ExtendFigures(**asdict(stretched))
     adapted = _adapt(out, settings, chat, tokens) if adapts else {}
-    measured = call(
+    measured = retried_call(
         "model.evaluation.context:measure",
         log,
         ContextFigures,
@@ -102,7 +101,7 @@ def _adapt(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
     """Train on at the new length, by the same trainer as everything else."""
     old = read_json(chat / "weights/COMMIT.json")["config"]["max_position_embeddings"]
     shape = LlamaConfig(**read_json(out / "start/COMMIT.json")["config"])
-    counts = call(
+    counts = retried_call(
         "model.data.adaptation:build",
         out / "extend.log",
         AdaptationFigures,
@@ -123,7 +122,7 @@ def _adapt(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
         init=str(out / "start"),
     )
     trained = run_training("extend", job, [settings.steps], settings)
-    call(
+    retried_call(
         "model.training.promote:promote",
         out / "extend.log",
         CheckpointFigures,

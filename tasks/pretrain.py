@@ -12,8 +12,7 @@ from model.figures import CorpusFigures, PretrainFigures
 from model.training.job import Job
 from tasks.runs.record import Built
 from tasks.section import OPERATIONAL, Section
-from tasks.stage import stage
-from tasks.supervise import call
+from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
 
 
@@ -100,7 +99,7 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFi
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
     with imported weights, these instead, in weights/."""
     if model.weights:
-        return call(
+        return retried_call(
             "model.export.adopt:adopt",
             out / "import.log",
             PretrainFigures,

@@ -24,8 +24,7 @@ from model.training.records import JOB
 from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.section import weighted
-from tasks.stage import stage
-from tasks.supervise import call
+from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
 
 # In a run: where `koda convert RUN/checkpoint --to hf --out runs/RUN/base` puts the model that the adapter belongs to.
@@ -122,7 +121,7 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
     data, log = out / "data", out / "sft.log"
     for note in chain.from_iterable(map(conversations.passed_over, weighted(settings.source))):
         log_line(f"sft        {note}")
-    counts = call(
+    counts = retried_call(
         "model.data.packing:pack",
         log,
         PackingFigures,
@@ -147,7 +146,7 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
     }
     if not settings.steps:
         link(base / "weights", out / "weights")
-        ends = call("model.evaluation.endings:measure", log, EndingFigures, model=base / "weights", **prompts)
+        ends = retried_call("model.evaluation.endings:measure", log, EndingFigures, model=base / "weights", **prompts)
         return SftFigures(**asdict(counts), **asdict(ends), ends_by_itself_before=ends.ends_by_itself)
     job = settings.job(
         shape,
@@ -160,7 +159,7 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         row=row,
     )
     trained = run_training("sft", job, [settings.steps], settings)
-    tuned = call(
+    tuned = retried_call(
         "model.evaluation.finetuned:finish",
         log,
         FinetunedFigures,

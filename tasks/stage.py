@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefect import task
@@ -12,6 +13,7 @@ from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.runs.run import Reached, Run
 from tasks.runs.up_to_date import stage_key
+from tasks.supervise import call
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -63,6 +65,19 @@ def stage(*, version: int, resumes: bool = False) -> Callable[[Callable[..., Fig
 def build(stage: Stage, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
     """A stage as a task run."""
     return stage.build(run, key, inputs)
+
+
+def retried_call(function: str, log: Path, returns: type[Figures], **arguments: Any) -> Figures:
+    """`call`, and where its process dies, Prefect starts it again: for the body of a stage that `resumes`, which is no
+    task itself."""
+    name = f"{log.stem} · {function.rpartition(':')[2]}"
+    return called.with_options(name=name, task_run_name=name)(function, log, returns, arguments)
+
+
+@task(**retries.STAGE)
+def called(function: str, log: Path, returns: type[Figures], arguments: dict[str, Any]) -> Figures:
+    """A function in a process of its own, as a task run."""
+    return call(function, log, returns, **arguments)
 
 
 @task(**retries.ONCE)
