@@ -303,7 +303,7 @@ class Training(Sandbox):
         if (self.training / WINDOWS).is_file():
             shutil.copy(self.training / WINDOWS, alone)
         (alone / "job.json").write_text(json.dumps({**job, "folder": str(alone), "second_place": ""}))
-        command = [sys.executable, "-m", "model.training", str(alone / "job.json"), str(self.steps)]
+        command = [sys.executable, "-P", "-m", "model.training", str(alone / "job.json"), str(self.steps)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         sums = [
             {name: a["crc32"] for name, a in arrays.facts(f / "checkpoints" / str(self.steps))["arrays"].items()}

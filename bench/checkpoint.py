@@ -1,6 +1,8 @@
 """What a save costs the step loop: seconds it is stalled, bytes on disk, memory at the peak; and what that is of a run.
 
-A real state of the shape's size (weights and optimizer) is saved.
+A real state of the shape's size (weights and optimizer) is saved. How often a run would save by itself, and what share
+of its time the stalls are then, follows from that by the trainer's own rule; steps that are slower during a write are
+not in it: no step is made here.
 """
 
 import tempfile
@@ -15,6 +17,7 @@ from table import Spread, options, parse, show
 from flows.cli.plan import pretraining_job
 from flows.config import load
 from model import arrays
+from model.training.cadence import Cadence, SaveCost
 from model.training.checkpoints import Checkpoints
 from model.training.program import Program
 
@@ -27,7 +30,16 @@ def main() -> None:
     for preset in arguments.presets.split(","):
         with peer(preset):
             rows.append([preset, *row(preset, arguments.rounds)])
-    head = ["state", "size", "stall, s", "of a run", "whole save, s", "on disk", "peak memory more, × state"]
+    head = [
+        "state",
+        "size",
+        "stall, s",
+        "whole save, s",
+        "one each s",
+        "stalls",
+        "on disk",
+        "peak memory, × state",
+    ]
     show(f"checkpoint, {arguments.rounds} saves each, median (min–max)", head, rows, arguments.json)
 
 
@@ -37,11 +49,14 @@ def row(preset: str, rounds: int) -> list[object]:
     state = Program(job).first_state()
     jax.block_until_ready(state)
     stalls, seconds, peaks, disk = measure(state, rounds)
-    share = 100 * Spread.of(stalls).median / (60 * config.pretrain.save_every_minutes)
+    stall, write = Spread.of(stalls), Spread.of(seconds)
+    cadence = Cadence(config.pretrain.save_share, config.pretrain.disk_share, 60 * config.pretrain.save_every_minutes)
+    cadence.cost = SaveCost(stall.median, 0.0, write.median)
+    interval = cadence.interval()
     size = arrays.size(state)
     memory = Spread.of([peak / size for peak in peaks])
-    costs = [Spread.of(stalls), f"{share:.2g} %", Spread.of(seconds), f"{disk / 1e6:,.0f} MB", memory]
-    return [f"{size / 1e6:,.0f} MB", *costs]
+    share = f"{100 * stall.median / interval:.2g} %"
+    return [f"{size / 1e6:,.0f} MB", stall, write, f"{interval:.1f}", share, f"{disk / 1e6:,.0f} MB", memory]
 
 
 def measure(state, rounds: int):

@@ -67,7 +67,7 @@ def untrained_end(folder: Path) -> float:
         for name in COPIED:
             source = folder / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-        command = [sys.executable, "-m", "flows.cli.main", "run", "--name", "endless", "--until", "sft"]
+        command = [sys.executable, "-P", "-m", "flows.cli.main", "run", "--name", "endless", "--until", "sft"]
         command += ["--set", "sft.train_end=false"]
         subprocess.run(command, check=True, env={**os.environ, "KODA_RUNS": scratch}, stdout=sys.stderr)
         figures = read_figures(copy, SftFigures)

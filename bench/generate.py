@@ -42,7 +42,7 @@ def koda(folder: Path, tokens: int) -> Work:
 
     def work() -> dict[str, float]:
         began, first = time.perf_counter(), 0.0
-        for _ in runtime.generator(ids, -1, Sampling(limit=tokens)):
+        for _ in runtime.generator(ids, (), Sampling(limit=tokens)):
             first = first or time.perf_counter()
         return speed(tokens, began, first)
 
@@ -88,9 +88,7 @@ def llama_cpp(folder: Path, tokens: int) -> Work:
 
 
 def prompt(runtime) -> list[int]:
-    from model.data.chat import prompt as render
-
-    return runtime.tokenize(render([{"role": "user", "content": PROMPT}]))
+    return runtime.tokenize(runtime.prompt([{"role": "user", "content": PROMPT}]))
 
 
 def speed(tokens: int, began: float, first: float) -> dict[str, float]:

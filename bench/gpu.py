@@ -210,7 +210,7 @@ def trainer(folder: Path) -> Figures:
     where = Path(Job.read(job).folder)
     codes, resumed = [], []
     for sent, after in ((signal.SIGKILL, 40), (signal.SIGTERM, 50), (None, 60)):
-        process = subprocess.Popen([sys.executable, "-m", "model.training", str(job)])
+        process = subprocess.Popen([sys.executable, "-P", "-m", "model.training", str(job)])
         while process.poll() is None:
             lines = read_metrics(where).training if (where / "metrics.jsonl").exists() else []
             if sent and lines and lines[-1].step >= after:

@@ -38,7 +38,7 @@ def main() -> None:
         job = pretraining(config.pretrain, config.model, tokens, Path(folder) / "training")
         replace(job, recipe=replace(job.recipe, steps=STEPS)).write(Path(folder) / "job.json")
         with (Path(folder) / "training.log").open("w") as log:
-            command = [sys.executable, "-m", "model.training", f"{folder}/job.json", str(STEPS)]
+            command = [sys.executable, "-P", "-m", "model.training", f"{folder}/job.json", str(STEPS)]
             training = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             turns = measure(Path(folder), run, training, arguments)

@@ -57,7 +57,7 @@ def train(tokens: Built, optimizer: str, rate: float, steps: int, seed: int) -> 
         job = pretraining(config.pretrain, config.model, tokens, folder)
         recipe = replace(job.recipe, steps=steps, seed=seed, evaluate_rows=512, evaluate_every_steps=steps)
         replace(job, recipe=recipe).write(folder / "job.json")
-        command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(steps)]
+        command = [sys.executable, "-P", "-m", "model.training", str(folder / "job.json"), str(steps)]
         with (folder / "log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log).returncode
         if code:

@@ -58,7 +58,7 @@ def restart(job: Job) -> float:
     folder.mkdir(exist_ok=True)
     job.write(folder / "job.json")
     log = folder / "training.log"
-    command = [sys.executable, "-m", "model.training", str(folder / "job.json"), str(job.recipe.steps)]
+    command = [sys.executable, "-P", "-m", "model.training", str(folder / "job.json"), str(job.recipe.steps)]
     began = time.perf_counter()
     with log.open("w") as output:
         trainer = subprocess.Popen(command, stdout=output, stderr=output)

@@ -60,9 +60,9 @@ def tokenizer_for(file: Path, tokenizer: str) -> str:
 
     with file.open() as lines:
         texts = [json.loads(line)["text"] for _, line in zip(range(50), lines, strict=False)]
-    path = file.with_suffix(".tokenizer.json")
-    tokenizers.train(iter(texts), 512).save(str(path))
-    return str(path)
+    folder = file.with_suffix(".tokenizer")
+    tokenizers.train(iter(texts), 512).save(folder)
+    return str(folder / "tokenizer.json")
 
 
 def turn(name: str, file: Path, tokenizer: str, out: Path) -> Work:

@@ -12,12 +12,13 @@ from model.export.formats import FORMATS
 from model.export.names import to_hf
 from model.stored import Stored
 
+FURTHER = "rounded further"
 # What rounding alone leaves of a tensor's relative error: half a step of 16 bits, of 8 bits in blocks, of 4 in groups.
 ROUNDING = {
     1e-6: "the same",
     3e-3: "rounded to 16 bits",
     1.5e-2: "rounded to 8 bits",
-    0.25: "rounded further",
+    0.25: FURTHER,
 }
 WRONG = max(ROUNDING)  # beyond it a tensor is not rounded but another one
 
@@ -39,6 +40,11 @@ def first_difference(format_: str, path: Path, model: Stored) -> str:
             return f"First to differ: {place(name)} (relative error {far:.2g})."
         coarsest = max(coarsest, far)
     how = next(words for limit, words in ROUNDING.items() if coarsest <= limit)
+    if how == FURTHER:
+        return (
+            f"Its shape and all its weights are the model's ({how}): so few bits cost this model more than the limit "
+            "allows. Leave the export out (convert.gguf, convert.mlx), or set another limit (convert.limits)."
+        )
     return f"Its shape and all its weights are the model's ({how}): the fault is in the rest of it."
 
 

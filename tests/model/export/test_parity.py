@@ -89,6 +89,16 @@ def test_fault_in_the_numbers_is_caught_and_named(
     assert reason in figures.failed[0] and place in figures.first_difference
 
 
+def test_export_of_too_few_bits_for_its_model_is_told_from_a_faulty_one(
+    saved_model: Path, expected: Expected, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
+    mlx.write(tmp_path / "4bit", tmp_path / "hf", "4bit")
+    figures = judge("mlx", tmp_path / "4bit", EXACT, expected)
+    assert "KL divergence" in figures.failed[0]
+    assert "so few bits cost this model more" in figures.first_difference and "convert.mlx" in figures.first_difference
+
+
 @pytest.mark.parametrize("heads", [None, 4])
 def test_rows_that_llama_cpp_pairs_differently_are_caught(
     saved_model: Path,
