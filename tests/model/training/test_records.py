@@ -79,7 +79,16 @@ def test_second_resume_after_one_that_was_planned_is_shown() -> None:
 
 
 def test_course_of_a_run_that_goes_well_is_not_shown() -> None:
-    course = {Event.ATTEMPT, Event.SCHEDULED, Event.START, Event.SAVED, Event.SPENT, Event.END, Event.DONE}
+    course = {
+        Event.ATTEMPT,
+        Event.SCHEDULED,
+        Event.START,
+        Event.SAVED,
+        Event.SPENT,
+        Event.REPLAY,
+        Event.END,
+        Event.DONE,
+    }
     assert set(Event) - SHOWN == course
     for event in Event:
         assert bool(shown(events((event, 1)))) == (event not in course)

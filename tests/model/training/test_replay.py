@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model.training.job import Job
+from model.training.program import Program
 from model.training.records import Event, EventRecord, read_events
 from model.training.replay import Replay, fingerprint
 from model.training.training import Training
@@ -17,10 +18,17 @@ SAVED, STEP = 3, 7
 FLIPPED = "params/layers/attention/query/kernel"
 
 
+@pytest.fixture(scope="module")
+def program(job: Job) -> Program:
+    """Compiled once."""
+    return Program(job)
+
+
 @pytest.fixture
-def training(job: Job, tmp_path: Path) -> Iterator[Training]:
+def training(job: Job, program: Program, tmp_path: Path) -> Iterator[Training]:
     """At step STEP, with a checkpoint of step SAVED."""
     training = Training(replace(job, folder=str(tmp_path / "training")))
+    training.program = program
     with jax.set_mesh(training.mesh):
         training.resume()
         for step in range(STEP):
@@ -87,8 +95,9 @@ def test_replays_end_where_nothing_comes_out_twice(training: Training) -> None:
     assert record.event is Event.WRONG_BITS and "does not compute the same" in record.cause
 
 
-def test_without_a_checkpoint_nothing_is_compared(job: Job, tmp_path: Path) -> None:
+def test_without_a_checkpoint_nothing_is_compared(job: Job, program: Program, tmp_path: Path) -> None:
     training = Training(replace(job, folder=str(tmp_path / "new")))
+    training.program = program
     with jax.set_mesh(training.mesh):
         training.resume()
         training.advance(training.batch(0))
