@@ -13,6 +13,7 @@ again after it was killed. `--minutes 5` injects a fault each five minutes on av
 the effective time.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -139,8 +140,12 @@ class Training(Sandbox):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        if self.has_disk:
+            small_disk.thaw(self.runs, check=False)
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         if self.has_disk:
             small_disk.unmount(self.runs)
 
@@ -190,6 +195,11 @@ class Training(Sandbox):
             time.sleep(0.005)
         return True
 
+    def require(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+        """Wait for what a fault is made of, or what has to follow from it. Raises TimeoutError."""
+        if not self.wait(condition, what, seconds):
+            raise TimeoutError(f"{what} did not come within {seconds:.0f} s")
+
     def await_step(self, step: int) -> None:
         self.wait(lambda: self.beat()["step"] >= step, f"step {step}")
 
@@ -218,7 +228,7 @@ class Training(Sandbox):
 
     def newest(self) -> Path:
         """The newest committed checkpoint."""
-        self.wait(lambda: list(self.training.glob("checkpoints/*/COMMIT.json")), "a checkpoint")
+        self.require(lambda: list(self.training.glob("checkpoints/*/COMMIT.json")), "a checkpoint")
         commits = [p.parent for p in self.training.glob("checkpoints/*/COMMIT.json") if p.parent.name.isdigit()]
         return max(commits, key=lambda p: int(p.name))
 

@@ -45,7 +45,7 @@ def terminate(training: "Training") -> None:
 def kill_in_save(training: "Training") -> None:
     before = training.beat()["pid"]
     (training.faults / "in-save").touch()
-    training.wait(lambda: not (training.faults / "in-save").exists() or training.beat()["pid"] != before, "a save")
+    training.require(lambda: not (training.faults / "in-save").exists() or training.beat()["pid"] != before, "a save")
 
 
 def exhaust_memory(training: "Training") -> None:
@@ -57,8 +57,14 @@ def exhaust_memory(training: "Training") -> None:
     pid = training.beat()["pid"]
     (group / "cgroup.procs").write_text(str(pid))
     (training.faults / "memory").write_text(str(2 * MEMORY))
-    training.wait(lambda: training.beat()["pid"] != pid, "the kernel's kill")
-    group.rmdir()
+    try:
+        training.require(lambda: training.beat()["pid"] != pid, "the kernel's kill")
+    finally:
+        (training.faults / "memory").unlink(missing_ok=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        training.require(lambda: not (group / "cgroup.procs").read_text(), "the end of the group's process", 10)
+        group.rmdir()
 
 
 def memory_group(name: str) -> Path | None:
@@ -89,7 +95,7 @@ def flip_in_memory(training: "Training") -> int:
     before = found()
     training.newest()  # there is a checkpoint to compute again from
     (training.faults / "flip").touch()
-    training.wait(lambda: found() > before, "the discovery of the flipped bit")
+    training.require(lambda: found() > before, "the discovery of the flipped bit")
     return training.beat()["step"]
 
 
@@ -114,7 +120,7 @@ def uncommit(training: "Training") -> None:
 
 def delete_checkpoints(training: "Training") -> None:
     """All that were saved here; there is a copy of the newest, or of one before it."""
-    training.wait(lambda: training.copied() >= 0, "a copy")
+    training.require(lambda: training.copied() >= 0, "a copy")
     training.kill()
     shutil.rmtree(training.training / "checkpoints")
 
@@ -122,14 +128,14 @@ def delete_checkpoints(training: "Training") -> None:
 def lose_the_second_place(training: "Training") -> int:
     """It takes no copies for a while: the training continues, and is copied again once it does."""
     aside = training.folder / "aside"
-    training.wait(lambda: training.copied() >= 0, "a copy")
+    training.require(lambda: training.copied() >= 0, "a copy")
     training.copies.rename(aside)
     training.copies.touch()  # no folder, so that nothing can be written below it
     time.sleep(10)
     training.copies.unlink()
     aside.rename(training.copies)
     reached = training.beat()["step"]
-    training.wait(lambda: training.copied() > reached, "a copy of a later step")
+    training.require(lambda: training.copied() > reached, "a copy of a later step")
     return reached
 
 
@@ -142,7 +148,7 @@ def nan(training: "Training") -> None:
     before = json.loads(windows.read_text()) if windows.is_file() else []
     first = training.beat()["step"] + sum(count for _, count in before) + 30
     (training.faults / "nan").write_text(json.dumps([first, first + BAD_STEPS]))
-    training.wait(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
+    training.require(lambda: windows.is_file() and len(json.loads(windows.read_text())) > len(before), "a rollback")
 
 
 def fill_the_disk(training: "Training") -> int:
@@ -155,7 +161,7 @@ def fill_the_disk(training: "Training") -> int:
         time.sleep(2)
     ballast.unlink()
     reached = training.beat()["step"]
-    training.wait(lambda: int(training.newest().name) > reached, "a save with room")
+    training.require(lambda: int(training.newest().name) > reached, "a save with room")
     return reached
 
 
@@ -230,7 +236,8 @@ def kill_everything(training: "Training") -> None:
     server = training.server()
     for pid in training.processes():
         if pid != server:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     training.koda("up")
 
 

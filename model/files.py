@@ -116,7 +116,8 @@ def link_file(source: Path | str, target: Path | str) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+        if not (Path(target).exists() and Path(target).samefile(source)):
+            shutil.copyfile(source, target)
 
 
 def write_checksums(folder: Path) -> None:

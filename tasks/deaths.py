@@ -13,7 +13,6 @@ from tasks.supervise import Death, ProcessFailed
 
 WITHOUT_SAVE = 10  # deaths of its own, at whatever steps, since the last save
 AHEAD = 2  # steps that a training's loop may be ahead of the device
-NOT_ITS_OWN = {Death.OUTSIDE, Death.DISK}
 LONGEST_PAUSE = 60.0  # seconds
 
 
@@ -28,11 +27,11 @@ def log_death(folder: Path, failure: ProcessFailed, saved: int, reached: int) ->
 def begin_attempt(folder: Path, label: str, saved: int) -> None:
     """Count an attempt at a training whose last save is of step `saved`; the more deaths since, the longer the pause.
 
-    A training that others kill, or that its disk stops, goes on, however often. Raises KodaError where it dies of
-    itself LIMIT times at one step, or WITHOUT_SAVE times since the last save.
+    A training that others kill goes on, however often. Raises KodaError where it dies of itself LIMIT times at one
+    step, or WITHOUT_SAVE times since the last save.
     """
     died = list(since_progress(read_events(folder), saved))
-    own = [record for record in died if record.details.get("death") not in NOT_ITS_OWN]
+    own = [record for record in died if record.details.get("death") != Death.OUTSIDE]
     at_one_step = list(takewhile(lambda record: abs(_reached(record) - _reached(own[0])) <= AHEAD, own))
     same = len(at_one_step) >= LIMIT
     if same or len(own) >= WITHOUT_SAVE:
@@ -45,7 +44,7 @@ def begin_attempt(folder: Path, label: str, saved: int) -> None:
             "smaller learning_rate helps."
         )
     if pause := pause_after(len(died)):
-        others = f", {len(died) - len(own)} of them by what others did" if len(own) < len(died) else ""
+        others = f", {len(died) - len(own)} of them killed from outside" if len(own) < len(died) else ""
         log_line(f"{label:<10} died {len(died)} times since its last save{others}: it goes on in {clock(pause)}")
         sleep(pause)
     log_event(folder, Event.ATTEMPT, saved)

@@ -101,7 +101,8 @@ def supervise(
                 tick()
                 killed_for_memory.append(_killed_for_memory())
                 if watchdog is not None and watchdog.hangs(hang_seconds):
-                    hung = hung or (Death.DISK if _waits_for_disk(children[0].pid) else Death.HANG)
+                    waits = any(_waits_for_disk(child.pid) for child in children)
+                    hung = hung or (Death.DISK if waits else Death.HANG)
                     _signal(children[0], signal.SIGKILL)
     except BaseException:
         _stop(children, folder)
@@ -202,7 +203,7 @@ def _killed_for_memory() -> int:
 
 def _waits_for_disk(pid: int) -> bool:
     """Is a thread of the process in a system call that nothing can interrupt? Reads and writes are, of a disk or of a
-    file system in the network."""
+    file system in the network; a GPU's driver has some too."""
     states = []
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         with contextlib.suppress(OSError):

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import task
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from model.config import Compute, LlamaConfig
 from model.errors import KodaError
@@ -90,7 +98,8 @@ class TrainSection(Section):
     """Share of the time in which a temporary save may be being written, with all of the disk's bandwidth."""
     replay_every_minutes: Annotated[float, Field(ge=0, json_schema_extra=OPERATIONAL)] = 0.0
     """Each so many minutes the steps since the last save are computed again, and compared bit by bit: what memory or a
-    processor got wrong is found and undone. For CPUs, and GPUs with deterministic operations. 0: never."""
+    processor got wrong in them is found and undone. For one process, on CPUs or GPUs with deterministic operations.
+    0: never."""
     copy_to: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
     """A second place for checkpoints, below which each training has a folder: one on another disk, s3://BUCKET/PATH or
     gs://BUCKET/PATH. Each is copied there in the background, and a training that has lost its disk goes on from there.
@@ -112,6 +121,12 @@ class TrainSection(Section):
     back to the last checkpoint and step over that data. 0: only numbers that are not finite are bad."""
     evaluate_rows: PositiveInt = 128
     """Held-out rows in that measurement."""
+
+    @model_validator(mode="after")
+    def _one_process(self) -> "TrainSection":
+        if self.replay_every_minutes and self.processes != 1:
+            raise ValueError("replay_every_minutes needs processes = 1: several do not compare what they compute.")
+        return self
 
     @field_validator("copy_to")
     @classmethod

@@ -54,10 +54,10 @@ def flip_a_bit() -> None:
     import jax
     import numpy as np
 
-    from model.training.loop import Attempt
+    from model.training.replay import Replay
     from model.training.training import Training
 
-    advance, replay = Training.advance, Attempt._replay
+    advance, due = Training.advance, Replay.due
 
     def flipped(self, batch):
         if (FOLDER / "flip").is_file():
@@ -68,13 +68,13 @@ def flip_a_bit() -> None:
             mlp["kernel"] = jax.device_put(raw, mlp["kernel"].sharding)
         return advance(self, batch)
 
-    def due(self):
+    def due_once(self):
         if (FOLDER / "flipped").is_file():
             (FOLDER / "flipped").unlink()
-            self.replayed_at = -np.inf
-        replay(self)
+            return True
+        return due(self)
 
-    Training.advance, Attempt._replay = flipped, due
+    Training.advance, Replay.due = flipped, due_once
 
 
 def kill_before_commit() -> None:

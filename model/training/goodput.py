@@ -30,6 +30,7 @@ class Spent:
     began: float  # as `time.time()`
     first_step: int | None  # where it went on from; None where it did not get that far
     step: int  # where it ended
+    ended: float  # as `time.time()`, at its last heartbeat
     seconds: dict[str, float]  # by phase
 
 
@@ -95,15 +96,15 @@ def effective(folder: Path) -> Effective | None:
     restarts = [down + start for down, start in zip(_pauses(attempts), starts[1:], strict=True)] or starts
     saves = (Heartbeat.read(folder) or {}).get("saves")
     fault = median(restarts) + (saves["interval"] if saves else attempts[-1].seconds.get("train", 0.0)) / 2
-    steady = useful / (useful + spent["data wait"] + spent["save stall"])
+    steady = useful / (useful + spent["data wait"] + spent["save stall"] + spent["replay"])
     if saves:
         steady *= 1 - saves["slowdown"] / saves["interval"]
     return Effective(useful / total, steady * max(0.0, 1 - fault / FAULT_EVERY), fault)
 
 
 def _pauses(attempts: list[Spent]) -> list[float]:
-    """Seconds between each attempt and the next."""
-    return [max(0.0, after.began - a.began - sum(a.seconds.values())) for a, after in pairwise(attempts)]
+    """Seconds between each attempt and the next. A clock that is set within an attempt does not matter."""
+    return [max(0.0, after.began - before.ended) for before, after in pairwise(attempts)]
 
 
 def _attempts(folder: Path) -> list[Spent]:
@@ -121,4 +122,4 @@ def _logged(folder: Path) -> list[Spent]:
 
 def _last(folder: Path) -> Spent | None:
     beat = Heartbeat.read(folder)
-    return Spent(beat["began"], beat["first_step"], beat["step"], beat["seconds"]) if beat else None
+    return Spent(*(beat[name] for name in ("began", "first_step", "step", "ended", "seconds"))) if beat else None

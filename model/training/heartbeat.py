@@ -54,6 +54,7 @@ class Heartbeat:
             "pace": self.pace(),
             "loss": self.loss,
             "began": self.began,
+            "ended": time.time(),
             "first_step": self.first_step,
             "seconds": self.seconds,
             "saves": self.saves,

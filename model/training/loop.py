@@ -78,9 +78,9 @@ class Attempt:
         self.training, self.recipe, self.heart = training, training.recipe, heart
         self.bad_steps = BadStepDetector(training.recipe.spike_deviations)
         self.stop_asked = False
-        self.saved_at = self.replayed_at = time.monotonic()
+        self.saved_at = time.monotonic()
         self.stragglers = None if distributed.is_single() else Stragglers(training.note)
-        self.replay = Replay(training) if training.recipe.replay_every_minutes else None
+        self.replay = Replay(training) if training.recipe.replay_every_minutes and distributed.is_single() else None
         longest = 60 * self.recipe.save_every_minutes
         self.cadence = Cadence(self.recipe.save_share, self.recipe.disk_share, longest)
 
@@ -118,7 +118,8 @@ class Attempt:
                     return ROLLED_BACK
                 pending = None
                 if not self.bad_steps.in_a_row:  # a state among bad steps is not one to return to: wait for a good one
-                    self._save(step, permanent=due == "permanent")
+                    step = self._replay(step)
+                    self._save(step, permanent=due == "permanent" and step % self.recipe.save_every_steps == 0)
                     due = ""
             if step < until and step % self.recipe.evaluate_every_steps == 0:
                 self._evaluate(step)
@@ -184,19 +185,21 @@ class Attempt:
     def _save(self, step: int, *, permanent: bool, **facts: Any) -> None:
         self.heart.beat("save", step)
         self.training.wait_for_writes()
-        self._replay()
         self.saved_at = time.monotonic()  # the cost of this save is not what it waited for others
         self.training.save(step, permanent=permanent, **facts)
         self.cadence.began(self.saved_at, time.monotonic())
         self.heart.turn("train")
 
-    def _replay(self) -> None:
-        """Where it is time, compare with the steps since the last save, computed again."""
-        due = time.monotonic() - self.replayed_at > 60 * self.recipe.replay_every_minutes
-        if self.replay is not None and distributed.broadcast_from_writer(due):
-            self.replay = self.replay if self.replay(self.heart.beat) else None
-            self.heart.beat("save", self.training.step)
-            self.replayed_at = time.monotonic()
+    def _replay(self, step: int) -> int:
+        """Where it is time, compare with the steps since the last save, computed again; returns the step that the
+        training is at, an earlier one where it was stopped meanwhile."""
+        if self.replay is None or not self.replay.due():
+            return step
+        self.heart.beat("save", step)
+        self.training.wait_for_writes()
+        self.replay(self.heart.beat, lambda: self.stop_asked)
+        self.cadence.interrupt()
+        return self.training.step
 
     def _finish_completed_save(self) -> None:
         if self.training.checkpoints.finish_completed_save():

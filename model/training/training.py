@@ -106,7 +106,12 @@ class Training:
 
     def resume(self) -> int:
         """Take the newest intact checkpoint, or step 0, and drop the metrics of steps that will be repeated."""
-        self.restore()
+        newest = self.checkpoints.restore(self.program.shapes)
+        if newest is None:
+            self.begin()
+        else:
+            self.state = sharding.place(self.mesh, newest[1])
+            self._take_windows(newest[0])
         step = self.step
         if distributed.is_writer():
             kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= step]
@@ -116,15 +121,14 @@ class Training:
         self.note(Event.RESUME if step else Event.START, step, devices=len(devices), device=devices[0].device_kind)
         return step
 
-    def restore(self) -> None:
-        """Take the state of the newest intact checkpoint, or of step 0."""
+    def go_back(self, step: int) -> None:
+        """Take the state of the checkpoint of this step, and read the weights that stay as they are again. Raises
+        arrays.Corrupt, and leaves all as it is."""
+        named = arrays.read(self.checkpoints.folder / str(step))
+        if self.job.lora is not None:
+            self.frozen = self._frozen()
         self.state = self.program.shapes  # its memory is free for the other
-        newest = self.checkpoints.restore(self.program.shapes)
-        if newest is None:
-            self.begin()
-        else:
-            self.state = sharding.place(self.mesh, newest[1])
-            self._take_windows(newest[0])
+        self.state = sharding.place(self.mesh, arrays.unflatten(self.program.shapes, named))
 
     def advance(self, batch: Batch) -> dict[str, jax.Array]:
         """Make a step, and return its metrics; the device may still be at it."""

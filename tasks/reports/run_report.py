@@ -29,7 +29,7 @@ REMEDIES: dict[str | None, str] = {
     Death.OUTSIDE: "whoever sent it: a scheduler's time limit, a machine that is taken back, a person",
     Death.MEMORY: "more memory, or less use of it: a smaller batch_size, a larger gradient_accumulation_steps",
     Death.HANG: "the kernel's log says whether a GPU does not answer; where its steps are slow, a larger hang_seconds",
-    Death.DISK: "the kernel's log names the disk, or the network's file system; a larger hang_seconds waits for it",
+    Death.DISK: "the kernel's log names the disk, file system or driver that does not answer; a larger hang_seconds",
     Death.SIGNAL: "another version of the driver or of JAX; the kernel's log tells faults of the hardware",
     Death.ERROR: "what its last line says",
     Death.STOPPED: "nothing: it was asked to stop, and saved",

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from model.generate import Generator, choose
 from model.llama import Llama
@@ -15,6 +18,23 @@ def test_generation_with_a_cache_equals_generation_without_one(model: Llama) -> 
     for _ in range(12):
         ids.append(int(model(np.asarray([ids]))[0, -1].argmax()))
     assert list(Generator(model)(prompt, (), Sampling(limit=12))) == ids[3:]
+
+
+def test_cache_has_room_for_prompt_and_answer(model: Llama) -> None:
+    """64, 128 and 256 positions of 512 are taken; the tokens are those of a cache of the whole context."""
+    wide = Llama(replace(model.config, max_position_embeddings=512), rngs=nnx.Rngs(3))
+    generate, lengths = Generator(wide), []
+    prefill = generate._prefill
+    generate._prefill = lambda weights, tokens, cache, count: (
+        lengths.append(jax.tree.leaves(cache)[0].shape) or prefill(weights, tokens, cache, count)
+    )
+    for count, limit in ((3, 20), (60, 8), (100, 60)):
+        prompt = [1 + number % 7 for number in range(count)]
+        tokens = list(generate(prompt, (), Sampling(limit=limit)))
+        longest = list(generate(prompt, (), Sampling(limit=512)))[:limit]
+        assert tokens == longest and len(tokens) == limit
+    assert [64 in shape for shape in lengths[:1]] == [True]
+    assert [max(shape) for shape in lengths[::2]] == [64, 128, 256]
 
 
 def test_generation_ends_at_the_stop_token_the_limit_and_the_full_context(model: Llama) -> None:

@@ -20,6 +20,13 @@ def priorities() -> dict[str, int | str]:
     }
 
 
+def dies_once(path: str) -> CheckpointFigures:
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), 9)
+    return CheckpointFigures(parameters=7)
+
+
 def allocate() -> int:
     """Six gigabytes."""
     return len(bytearray(6_000_000_000))

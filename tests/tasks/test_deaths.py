@@ -56,7 +56,7 @@ def test_training_that_is_killed_goes_on_with_a_growing_pause_and_says_so(
     die(tmp_path, 60, 94, "import os; os.abort()")
     begin_attempt(tmp_path, "pretrain", 60)
     assert pauses == [2, 4, 8, 16, 32]
-    assert "died 6 times since its last save, 5 of them by what others did: it goes on in 32 s" in (
+    assert "died 6 times since its last save, 5 of them killed from outside: it goes on in 32 s" in (
         capsys.readouterr().out
     )
     die(tmp_path, 80, 99)  # a save in between is progress

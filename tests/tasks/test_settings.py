@@ -56,7 +56,7 @@ def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_else
 def test_recipe_has_the_values_of_the_settings() -> None:
     """Each set to a value that is not its default."""
     changed: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine"}
-    changed |= {"decay_fraction": 0.123, "save_share": 0.01, "disk_share": 0.25}
+    changed |= {"decay_fraction": 0.123, "save_share": 0.01, "disk_share": 0.25, "processes": 1}
     for name, field in Pretrain.model_fields.items():
         if isinstance(field.default, bool):
             changed[name] = not field.default
@@ -64,6 +64,13 @@ def test_recipe_has_the_values_of_the_settings() -> None:
             changed[name] = field.default + 1
     recipe = Pretrain(**changed).recipe()
     assert all(getattr(recipe, name) == changed[name] != Pretrain.model_fields[name].default for name in names(Recipe))
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_replays_of_several_processes_are_refused(processes: int) -> None:
+    assert Pretrain(replay_every_minutes=10).recipe().replay_every_minutes == 10
+    with pytest.raises(ValueError, match="replay_every_minutes needs processes = 1"):
+        Pretrain(replay_every_minutes=10, processes=processes)
 
 
 @pytest.mark.parametrize("section", [Sft, Extend])

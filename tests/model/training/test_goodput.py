@@ -10,7 +10,8 @@ from model.training.records import Event, log_event
 
 def log_attempt(folder: Path, began: float, first: int | None, last: int, **seconds: float) -> None:
     """Log how an attempt, from step `first` to step `last`, used its time."""
-    log_event(folder, Event.SPENT, last, began=began, first_step=first, seconds=seconds)
+    ended = began + sum(seconds.values())
+    log_event(folder, Event.SPENT, last, began=began, first_step=first, ended=ended, seconds=seconds)
 
 
 def test_clock_that_is_set_adds_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +20,10 @@ def test_clock_that_is_set_adds_no_time(tmp_path: Path, monkeypatch: pytest.Monk
     late = time.time() + 3600
     monkeypatch.setattr(time, "time", lambda: late)
     heart.beat("train", 2)
-    assert sum(goodput.goodput(tmp_path).values()) < 60
+    goodput.record(tmp_path)
+    Heartbeat(tmp_path, late + 7).beat("start", 0)
+    spent = goodput.goodput(tmp_path)
+    assert spent["down"] == pytest.approx(7, abs=1) and sum(spent.values()) < 60
 
 
 def test_parts_add_up_and_lost_steps_are_rework(tmp_path: Path) -> None:

@@ -1,5 +1,10 @@
 """Steps that are computed again find what was computed wrong, and undo it."""
 
+import itertools
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from model import arrays
 from model.training.job import Job
 from model.training.program import Program
-from model.training.records import Event, EventRecord, read_events
-from model.training.replay import Replay, fingerprint
+from model.training.records import EVENTS, Event, EventRecord, log_event, read_events
+from model.training.replay import FOUND, Replay, fingerprint
 from model.training.training import Training
 
 SAVED, STEP = 3, 7
@@ -55,14 +61,15 @@ def found(training: Training) -> list[EventRecord]:
     return [r for r in read_events(training.folder) if r.event in (Event.REPLAY, Event.WRONG_BITS)]
 
 
-def at(step: int, act: Callable[[], None]) -> Callable[[str, int], None]:
-    """A beat that acts once before each replay of this step."""
-    return lambda phase, beaten: act() if (phase, beaten) == ("replay", step) else None
+def last_of(act: Callable[[], None]) -> Callable[[str, int], None]:
+    """A beat that acts before the last step of each replay."""
+    beats = itertools.count(1)
+    return lambda phase, step: act() if phase == "replay" and next(beats) % (STEP - SAVED) == 0 else None
 
 
 def test_steps_that_were_right_are_the_same_again(training: Training) -> None:
     before = bits(training)
-    assert Replay(training)(lambda phase, step: None)
+    Replay(training)(lambda phase, step: None)
     assert bits(training) == before and training.step == STEP
     assert [(r.event, r.step, r.details["since"]) for r in found(training)] == [(Event.REPLAY, STEP, SAVED)]
 
@@ -72,7 +79,7 @@ def test_a_flipped_bit_is_found_and_undone(training: Training, bit: int) -> None
     before = bits(training)
     flip(training, bit)
     assert [name for name, value in bits(training).items() if value != before[name]] == [FLIPPED]
-    assert Replay(training)(lambda phase, step: None)
+    Replay(training)(lambda phase, step: None)
     assert bits(training) == before
     (record,) = found(training)
     assert record.event is Event.WRONG_BITS and record.details["arrays"] == [FLIPPED]
@@ -81,7 +88,7 @@ def test_a_flipped_bit_is_found_and_undone(training: Training, bit: int) -> None
 
 def test_a_replay_that_goes_wrong_itself_changes_nothing(training: Training) -> None:
     before, replays = bits(training), iter([lambda: flip(training), lambda: None])
-    assert Replay(training)(at(STEP - 1, lambda: next(replays)()))
+    Replay(training)(last_of(lambda: next(replays)()))
     assert bits(training) == before
     (record,) = found(training)
     assert "a third time they have the first ones" in record.cause and len(record.details["arrays"]) > 1
@@ -90,7 +97,9 @@ def test_a_replay_that_goes_wrong_itself_changes_nothing(training: Training) -> 
 def test_replays_end_where_nothing_comes_out_twice(training: Training) -> None:
     flip(training)
     other = iter([8, 7])
-    assert not Replay(training)(at(STEP - 1, lambda: flip(training, next(other))))
+    replay = Replay(training)
+    replay(last_of(lambda: flip(training, next(other))))
+    assert not replay.works and not replay.due()
     (record,) = found(training)
     assert record.event is Event.WRONG_BITS and "does not compute the same" in record.cause
 
@@ -101,7 +110,8 @@ def test_without_a_checkpoint_nothing_is_compared(job: Job, program: Program, tm
     with jax.set_mesh(training.mesh):
         training.resume()
         training.advance(training.batch(0))
-        assert Replay(training)(lambda phase, step: None) and training.step == 1
+        Replay(training)(lambda phase, step: None)
+        assert training.step == 1
     assert not found(training)
 
 
@@ -110,5 +120,40 @@ def test_corrupt_checkpoint_costs_the_comparison_and_nothing_else(training: Trai
     files = [p for p in (training.folder / f"checkpoints/{SAVED}").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    assert Replay(training)(lambda phase, step: None)
+    Replay(training)(lambda phase, step: None)
     assert bits(training) == before and not found(training)
+
+
+def test_stop_leaves_the_training_at_a_step_that_can_be_saved(training: Training) -> None:
+    flip(training)
+    asked = iter([False, False, True])
+    Replay(training)(lambda phase, step: None, lambda: next(asked))
+    assert training.step == SAVED + 2 and not found(training)
+
+
+def test_next_replay_is_due_after_the_last_one_of_whatever_attempt(training: Training) -> None:
+    training.recipe = replace(training.recipe, replay_every_minutes=1.0)
+    assert not Replay(training).due()
+    log_event(training.folder, Event.RESUME, STEP)
+    events = (training.folder / EVENTS).read_text().splitlines()
+    old = [json.dumps({**json.loads(line), "time": time.time() - 90}) + "\n" for line in events[:1]]
+    (training.folder / EVENTS).write_text("".join(old + [f"{line}\n" for line in events[1:]]))
+    replay = Replay(training)
+    assert replay.due()  # the first attempt began long ago
+    replay(lambda phase, step: None)
+    assert not replay.due() and not Replay(training).due()
+
+
+def test_training_that_replays_has_the_bits_of_one_that_does_not(job: Job, program: Program, tmp_path: Path) -> None:
+    """The whole loop, in a process of its own, with a replay at each save that is not the last."""
+    recipe = replace(job.recipe, replay_every_minutes=1e-9, save_every_steps=4, steps=12, snapshots=0)
+    ends = []
+    for name, minutes in (("with", 1e-9), ("without", 0.0)):
+        own = replace(job, folder=str(tmp_path / name), recipe=replace(recipe, replay_every_minutes=minutes))
+        (tmp_path / name).mkdir()
+        own.write(tmp_path / name / "job.json")
+        subprocess.run([sys.executable, "-m", "model.training", str(tmp_path / name / "job.json"), "12"], check=True)
+        ends.append(arrays.facts(tmp_path / name / "checkpoints/12")["arrays"])
+    assert ends[0] == ends[1]
+    replayed = [(r.event, r.step) for r in read_events(tmp_path / "with") if r.event in FOUND]
+    assert replayed == [(Event.REPLAY, 8)]
