@@ -82,7 +82,7 @@ def test_run_waits_for_processes_of_other_machines_and_then_continues(project: P
     named = {distributed.ADDRESS: f"127.0.0.1:{free_port()}", distributed.COUNT: "2"}
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-m", "model.training", order],
+            [sys.executable, "-P", "-m", "model.training", order],
             cwd=project,
             env={**os.environ, **named, distributed.NUMBER: number},
             stderr=subprocess.DEVNULL,
