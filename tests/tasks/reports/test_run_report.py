@@ -97,7 +97,7 @@ def run_in_pretraining(folder: Path, name: str, rows: int = 8) -> Path:
         append_line(run / "pretrain" / METRICS, asdict(line))
     append_line(run / "pretrain" / METRICS, asdict(HeldoutMetrics(40, 4.1, 4.5)))
     hardware = {"devices": 2, "device": "NVIDIA L40S"}
-    spent = {"began": 0.0, "first_step": 0, "seconds": {"train": 5400, "save": 1800}}
+    spent = {"began": 0.0, "first_step": 0, "ended": 7200.0, "seconds": {"train": 5400, "save": 1800}}
     events: list[tuple[Event, int, float, dict[str, Any]]] = [
         (Event.ATTEMPT, 0, 0.0, {}),
         (Event.START, 0, 0.1, hardware),
