@@ -162,8 +162,7 @@ class Training(Sandbox):
             settings = json.dumps(parsed(self.settings))
             parameters = ["--param", "name=chaos", "--param", f"settings={settings}"]
             self.python("prefect", "deployment", "run", "koda/pretrain", *parameters)
-        if not self.wait(lambda: self.beat()["step"] > 0, "the first step"):
-            raise TimeoutError("the training made no step")
+        self.require(lambda: self.beat()["step"] > 0, "the first step")
 
     def launch(self) -> None:
         """Start `koda run`, in the background."""
@@ -176,10 +175,11 @@ class Training(Sandbox):
 
     def set_clock(self, hours: int) -> None:
         """Set the clock of all processes of this sandbox forward by so many hours, or back."""
+        from model.files import atomic_write
+
         self.hours += hours
-        beside = self.folder / "clock.new"
-        beside.write_text(str(3600 * self.hours))
-        beside.replace(self.folder / "clock")
+        with atomic_write(self.folder / "clock") as file:
+            file.write(str(3600 * self.hours))
 
     def beat(self) -> dict:
         from model.training.heartbeat import Heartbeat

@@ -33,7 +33,6 @@ def mount(image: Path, folder: Path) -> bool:
 
 
 def unmount(folder: Path) -> None:
-    thaw(folder, check=False)
     subprocess.run(["umount", "-l", str(folder)], check=False)
 
 

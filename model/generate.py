@@ -3,7 +3,6 @@
 Letters in names: B batch, T time, V vocabulary.
 """
 
-import math
 from collections.abc import Container, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -77,7 +76,7 @@ class Generator:
 
         A step takes as long as the cache is; its lengths are powers of two, so that few are compiled.
         """
-        room = BUCKET << max(0, math.ceil(tokens / BUCKET) - 1).bit_length()
+        room = BUCKET << ((tokens - 1) // BUCKET).bit_length()
         cache = Cache.empty(self.config, 1, min(room, self.capacity))
         length = min(-(-len(prompt) // BUCKET) * BUCKET, self.capacity)
         padded_BT = jnp.asarray([prompt + [0] * (length - len(prompt))])

@@ -56,8 +56,9 @@ def _replay(training: Path, first: int, last: int) -> tuple[list[str], int]:
         link(training / CHECKPOINTS / str(first), folder / CHECKPOINTS / str(first))
         if (training / WINDOWS).is_file():
             shutil.copy(training / WINDOWS, folder)
-        recipe = replace(job.recipe, snapshots=0, replay_every_minutes=0.0)
-        recipe = replace(recipe, save_share=0.0, save_every_steps=job.recipe.steps)
+        recipe = replace(
+            job.recipe, snapshots=0, replay_every_minutes=0.0, save_share=0.0, save_every_steps=job.recipe.steps
+        )
         replace(job, folder=str(folder), recipe=recipe, second_place="").write(folder / JOB)
         command = [sys.executable, "-m", "model.training", str(folder / JOB), str(last)]
         try:

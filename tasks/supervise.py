@@ -101,8 +101,9 @@ def supervise(
                 tick()
                 killed_for_memory.append(_killed_for_memory())
                 if watchdog is not None and watchdog.hangs(hang_seconds):
-                    waits = any(_waits_for_disk(child.pid) for child in children)
-                    hung = hung or (Death.DISK if waits else Death.HANG)
+                    if hung is None:  # it may take a while to die
+                        waits = any(_waits_for_disk(child.pid) for child in children)
+                        hung = Death.DISK if waits else Death.HANG
                     _signal(children[0], signal.SIGKILL)
     except BaseException:
         _stop(children, folder)
