@@ -150,7 +150,7 @@ def _stop_runs(worker: Service) -> None:
     """
     from prefect.client.orchestration import get_client
 
-    from flows.retry import schedule_retry
+    from flows.check import settle
 
     active = _runs("RUNNING", "PENDING")
     for pid in worker.children():
@@ -158,13 +158,13 @@ def _stop_runs(worker: Service) -> None:
             os.kill(pid, signal.SIGTERM)
     mine: dict[str, Any] = {"id": {"any_": [run.id for run in active]}}
     _until(lambda: not worker.children() or not _runs("RUNNING", "PENDING", **mine), WORKER_PATIENCE)
-    _until(lambda: not _runs("RUNNING", **mine), 5)  # until the worker has reported the last one
+    _until(lambda: not _runs("RUNNING", **mine), 5)  # the worker reports the last one, unless it is busy
     with get_client(sync_client=True) as client:
-        for crashed in _runs("CRASHED", **mine):
+        for run in active:
             try:
-                schedule_retry(client, crashed)
+                settle(client, run.id)
             except Exception as error:  # koda/check tries again, once there is a worker
-                print(f"{crashed.name}: {error}")
+                print(f"{run.name}: {error}")
 
 
 def _wait_for_runs() -> None:

@@ -159,10 +159,10 @@ def test_run_that_loses_its_worker_saves_and_resumes_under_the_next(up: Up) -> N
     run, saved = up.folder / "runs/orphan", 0
     for number, end in enumerate((lambda: os.kill(up.service("worker"), signal.SIGKILL), lambda: up.koda("down")), 1):
         await_step(run / "pretrain", saved + 50)
-        end()
+        printed = end()
         await_(lambda: not is_locked(run / ".lock"))
         saved = events(run / "pretrain", "preemption")[-1]["step"]
-        assert number == 1 or scheduled_retries(up) == 1  # no server runs that could schedule one now
+        assert number == 1 or scheduled_retries(up) == 1, printed  # no server runs that could schedule one now
         up.koda("up")
         assert await_resume(run / "pretrain", number) == saved
     assert sorted(attempt["state_type"] for attempt in up.runs("orphan")) == ["CRASHED", "CRASHED", "RUNNING"]
