@@ -9,8 +9,8 @@ training runs undisturbed and skips the batches that the NaN faults had it skip;
 optimizer included, are compared.
 
 With `--plain` it is a `koda run` in a terminal, which has a Prefect server of its own, and which this command starts
-again after it was killed. `--minutes 5` injects a fault each five minutes on average and compares nothing: it measures
-the effective time.
+again after it was killed. `--minutes 5` injects a fault five minutes after the last one on average and compares
+nothing: it measures the effective time of a training that saves as often as its disk allows.
 """
 
 import contextlib
@@ -36,7 +36,6 @@ SAVE_EVERY = 100
 PATIENCE = 300.0  # seconds after which a fault counts as not recovered from
 SEGMENTS, SHORTEST = 20, 640  # task runs that the training is cut into, at most, and steps of one, at least
 SETTINGS = SMALL_TRAINING | {
-    "pretrain.save_every_steps": str(SAVE_EVERY),
     "pretrain.replay_every_minutes": "10000",  # when the bit is flipped
 }
 ENDLESS = 10_000_000  # steps
@@ -68,6 +67,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Training(Path(folder), arguments.plain) as training:
         meanwhile = sum(FAULTS[name].steps for name in order)
         training.steps = ENDLESS if arguments.minutes else arguments.every * (arguments.kills + 2) + meanwhile
+        training.save_every = ENDLESS if arguments.minutes else SAVE_EVERY
         with peer("the training"):
             training.start()
         for number, name in enumerate(order):
@@ -81,13 +81,14 @@ def main() -> int:
             print(f"{number + 1:3} {name:26} {outcome}", flush=True)
         if arguments.minutes:
             time.sleep(30 * arguments.minutes)
-            return table(outcomes, training.effective_time(), arguments.json)
+            return table(f"{arguments.kills} faults, by the clock", outcomes, training.effective_time(), arguments.json)
         finished = training.await_end()
         effective = training.effective_time()
         states = training.states()
         with peer("the undisturbed run"):
             same = finished and training.same_as_undisturbed()
-    code = table(outcomes, effective, arguments.json, same=same)
+    title = f"{arguments.kills} faults, a permanent save every {SAVE_EVERY} steps"
+    code = table(title, outcomes, effective, arguments.json, same=same)
     verdict = "bit-identical to the undisturbed run's" if same else "NOT those of the undisturbed run"
     print(f"the run {'completed' if finished else 'did NOT complete'}; all arrays of its last checkpoint are {verdict}")
     if states:
@@ -95,7 +96,7 @@ def main() -> int:
     return 0 if same and (not states or states[-1] == "Completed") else code or 1
 
 
-def table(outcomes: dict[str, list[dict]], effective: dict, file: Path | None, **facts: bool) -> int:
+def table(title: str, outcomes: dict[str, list[dict]], effective: dict, file: Path | None, **facts: bool) -> int:
     """Print the faults and the effective time; 1 where one was not recovered from."""
     rows = []
     for name, tried in outcomes.items():
@@ -103,8 +104,6 @@ def table(outcomes: dict[str, list[dict]], effective: dict, file: Path | None, *
         lost = max((outcome["lost"] for outcome in recovered), default="")
         seconds = Spread.of([outcome["seconds"] for outcome in recovered]) if recovered else ""
         rows.append([name, len(tried), len(recovered), lost, seconds])
-    count = sum(map(len, outcomes.values()))
-    title = f"{count} faults, a permanent save every {SAVE_EVERY} steps"
     head = ["fault", "tried", "recovered", "most steps lost", "seconds to a new step"]
     show(title, head, rows, file, **facts, **effective)
     print(
@@ -133,7 +132,7 @@ class Training(Sandbox):
         self.run = self.runs / "chaos"
         self.training = self.run / "pretrain"
         self.copies = folder / "copies"
-        self.steps = 0
+        self.steps = self.save_every = 0
 
     def __enter__(self) -> "Training":
         self.has_disk = small_disk.mount(self.folder / "disk", self.runs)
@@ -154,7 +153,7 @@ class Training(Sandbox):
 
         segments = min(SEGMENTS, -(-self.steps // SHORTEST))
         self.settings = SETTINGS | {"pretrain.steps": str(self.steps), "pretrain.segments": str(segments)}
-        self.settings["pretrain.copy_to"] = str(self.copies)
+        self.settings |= {"pretrain.copy_to": str(self.copies), "pretrain.save_every_steps": str(self.save_every)}
         if self.plain:
             self.launch()
         else:
