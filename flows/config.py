@@ -1,8 +1,10 @@
 """The configuration of a run: one model, loaded from a preset and overridden key by key."""
 
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import tomli_w
@@ -29,7 +31,7 @@ Settings = dict[str, dict[str, Any]]  # section: {key: value}
 class RunConfig(Section):
     """Everything that decides a run. `koda run --set section.key=value` changes one value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     about: About = Field(default_factory=About)
     """What exports and model cards state about the model."""
@@ -141,7 +143,7 @@ def load(preset: str, settings: Settings | None = None, run: Path | None = None)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise KodaError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise KodaError("\n".join(_explanations(error.errors()))) from None
 
 
 def _sections() -> list[str]:
@@ -191,13 +193,32 @@ def _value(text: str, kinds: tuple[Any, ...]) -> Any:
 
 def _kinds(section: str, name: str) -> tuple[Any, ...]:
     """The types that a setting takes; none where there is no such setting."""
+    annotation = _annotation(section, name)
+    return () if annotation is None else get_args(annotation) or (annotation,)
+
+
+def _annotation(section: str, name: str) -> Any:
+    """A setting's type; None where there is no such setting."""
     sections = {of: field.annotation for of, field in RunConfig.model_fields.items()}
     field = getattr(sections.get(section), "model_fields", {}).get(name)
-    return () if field is None else get_args(field.annotation) or (field.annotation,)
+    return field and field.annotation
 
 
-def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+def _explanations(problems: Sequence[Any]) -> list[str]:
+    """A line for each value that cannot be used."""
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for problem in problems:
+        place = problem["loc"]
+        if len(place) > 2 and isinstance(_annotation(*place[:2]), UnionType):
+            place = place[:2] + place[3:]  # without the type that did not fit
+        by_place.setdefault(place, []).append(problem)
+    # A value that is of the right type and has something wrong inside does not fit the other types either.
+    outer = {place[:n] for place in by_place for n in range(len(place))}
+    return [_explain(place, one) for place, one in by_place.items() if place not in outer]
+
+
+def _explain(place: tuple[Any, ...], problems: list[Any]) -> str:
+    path, problem = ".".join(map(str, place)), problems[0]
     if problem["type"] == "extra_forbidden":
         section = problem["loc"][0]
         known = list(RunConfig.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
@@ -205,4 +226,5 @@ def _explain(problem: Any) -> str:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, KodaError | ValueError) and str(cause):
         return str(cause)
-    return f"{path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+    wanted = " or ".join([problem["msg"], *(other["msg"].removeprefix("Input should be ") for other in problems[1:])])
+    return f"{path} = {problem['input']!r}: {wanted[0].lower()}{wanted[1:]}."

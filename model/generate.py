@@ -97,6 +97,6 @@ def choose(logits_V: jax.Array, seen_V: jax.Array, key: jax.Array, sampling: Sam
     if sampling.top_p < 1:
         sorted_V = jnp.sort(logits_V)[::-1]
         before_V = jnp.cumsum(jax.nn.softmax(sorted_V)) - jax.nn.softmax(sorted_V)
-        lowest = jnp.min(jnp.where(before_V < sampling.top_p, sorted_V, jnp.inf))
+        lowest = jnp.min(jnp.where(before_V < sampling.top_p, sorted_V, sorted_V[0]))
         logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)
     return jax.random.categorical(key, logits_V).astype(jnp.int32)

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 if TYPE_CHECKING:  # it is above this module
     from model.figures import CorpusFigures
@@ -33,7 +33,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """Settings of one stage. The docstring under a field is its help, its title in the UI, its comment in run.toml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one(cls, value: Any, info: ValidationInfo) -> Any:
+        """One text where several are taken is a list of one."""
+        several = get_origin(cls.model_fields[str(info.field_name)].annotation) is tuple
+        return (value,) if several and isinstance(value, str) else value
 
     def fingerprint(self) -> str:
         """What the stage reads besides its settings and the stages before it: a corpus, a file."""

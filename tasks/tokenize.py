@@ -116,7 +116,7 @@ class Tokenize(Section):
         return "\n".join([*read, *map(sha256, Overlap.files(self.contamination) if self.contamination else ())])
 
 
-@stage(version=5, resumes=True)
+@stage(version=6, resumes=True)
 def tokenize(out: Path, settings: Tokenize) -> CorpusFigures:
     """Text → tokenizer.json, train/ and heldout/."""
     figures = (_on_dask(settings) if settings.dask else _here)(out, settings)

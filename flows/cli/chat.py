@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model.data.chat import Message
     from model.export.runtime import Runtime
 
+HOTTEST = 1e6  # every token is as likely then, to six digits
 GREEDY = 1e-6  # a temperature below it is as good as 0, and logits divided by it may not fit into float32
 WEIGHTS = "extend/weights/COMMIT.json"
 
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     sampling = Sampling(**{field: getattr(arguments, field) for field in Sampling._fields})
     for right, field, accepted in (
         (sampling.limit >= 1, "limit", "1 token or more"),
-        (0 <= sampling.temperature < math.inf, "temperature", "0, or a number above it"),
+        (0 <= sampling.temperature <= HOTTEST, "temperature", f"0, or a number up to {HOTTEST:g}"),
         (sampling.top_k >= 0, "top_k", "a number of tokens, or 0 for all"),
         (0 < sampling.top_p <= 1, "top_p", "a probability above 0 and up to 1"),
         (1 <= sampling.repetition_penalty < math.inf, "repetition_penalty", "1, or a number above it"),

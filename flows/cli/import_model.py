@@ -34,10 +34,11 @@ def main(arguments: argparse.Namespace) -> None:
     given = pairs(arguments)
     model = original.read(arguments.model, given.get("tokenize.template", "own"))  # refuse before Prefect is imported
     prepare_environment()
-    from flows.config import parsed
+    from flows.config import load, parsed
 
     chosen = parsed(given)
-    if model.shape.rope_scaling != "none" and float(str(chosen.get("extend", {}).get("factor", 1))) > 1:
+    factor = load(arguments.preset, chosen).extend.factor if "factor" in chosen.get("extend", {}) else 1
+    if model.shape.rope_scaling != "none" and factor > 1:
         raise KodaError(
             f"{arguments.model}: its positions are scaled already ({model.shape.rope_scaling}), so that extend.factor "
             "can only be 1."

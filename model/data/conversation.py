@@ -1,9 +1,14 @@
 """A conversation: what every form of rows is read as."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from model.data.chat import Message
+from model.data.decoding import without_end_of_file
+from model.data.document import printable
+
+# What marks a message, or all messages of a row, as learned or not.
+MARKS = frozenset({"weight", "train", "training", "train_on_turn", "loss"})
 
 
 class Turn(NamedTuple):
@@ -34,16 +39,20 @@ class BadRow(Exception):
 
 def conversation(name: str, turns: list[Turn], unread: Iterable[str] = ()) -> Conversation:
     """The conversation that has these turns, from a row with columns that are `unread`."""
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    messages = [{"role": turn.role, "content": without_end_of_file(turn.content)} for turn in turns]
     unlearned = (n for n, turn in enumerate(turns) if turn.role == "assistant" and not turn.learned)
-    names = dict.fromkeys([*unread, *(key for turn in turns for key in turn.unread)])
-    return Conversation(name, messages, frozenset(unlearned), tuple(names))
+    names = dict.fromkeys(map(printable, [*unread, *(key for turn in turns for key in turn.unread)]))
+    return Conversation(printable(name), messages, frozenset(unlearned), tuple(names))
 
 
-def learned(row: dict[str, object], place: str) -> bool:
-    """Do the marks `weight` and `train` of a row or of a message leave it to be learned? Raises BadRow for others."""
-    marks = [(key, row[key]) for key in ("weight", "train") if row.get(key) is not None]
-    for key, value in marks:
+def learned(row: dict[str, object], place: str, metadata: Collection[str]) -> bool:
+    """Do the MARKS of a row or of a message leave it to be learned? Raises BadRow for other values."""
+    marks = {key: value for key, value in row.items() if key in MARKS and key not in metadata and value is not None}
+    for key, value in marks.items():
         if value not in (0, 1):  # False and True as well
-            raise BadRow("bad_weight", f"`{place}{key}` is {value!r}: a message is learned (1, true) or not (0, false)")
-    return all(value for _, value in marks)
+            raise BadRow(
+                "bad_weight",
+                f"`{place}{key}` is {value!r}: a message is learned (1, true) or not (0, false). "
+                f"sft.metadata=[{key!r}] leaves it unread",
+            )
+    return all(marks.values())

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from model.data import docs, hub, instructions, readers, sources, turns
 from model.data.columns import unread
-from model.data.conversation import BadRow, Conversation, Turn, conversation, learned
+from model.data.conversation import MARKS, BadRow, Conversation, Turn, conversation, learned
+from model.data.decoding import control_character
 from model.data.document import Flaw
 from model.data.readers import Row
 from model.data.strings import lone_surrogate
@@ -37,7 +38,7 @@ FORMS = {  # by the column that a row of this form has
     ),
     "instruction": Form(instructions.READ, lambda row, _: instructions.read(row)),
 }
-OF_ALL_FORMS = frozenset({"system", "weight", "train"})
+OF_ALL_FORMS = MARKS | {"system"}
 
 
 def fingerprint(source: str) -> str:
@@ -120,7 +121,7 @@ def _from_row(name: str, row: dict[str, Any], metadata: Collection[str]) -> Conv
         )
     try:
         read = _with_system(form.read(row, metadata), row.get("system"))
-        if not learned(row, ""):
+        if not learned(row, "", metadata):
             read = [turn._replace(learned=False) for turn in read]
         others = {column: value for column, value in row.items() if column not in form.columns | OF_ALL_FORMS}
         return conversation(name, read, unread(others, [turn.content for turn in read], metadata))
@@ -142,12 +143,14 @@ def _with_system(read: list[Turn], system: Any) -> list[Turn]:
 
 
 def _checked(item: Conversation | Flaw) -> Conversation | Flaw:
-    """A conversation, or a flaw if a text of it cannot be encoded, or if a blank answer would be learned."""
+    """A conversation, or a flaw if a text of it is no text in UTF-8, or if a blank answer would be learned."""
     if isinstance(item, Flaw):
         return item
     for number, message in enumerate(item.messages):
         if detail := lone_surrogate(message["content"]):
             return Flaw(item.name, "lone_surrogate", f"in message {number}, {detail}")
+        if detail := control_character(message["content"], message["content"].encode()):
+            return Flaw(item.name, "not_text", f"in message {number}, {detail}")
         if message["role"] == "assistant" and number not in item.unlearned and not message["content"].strip():
             return Flaw(item.name, "nothing_to_learn", f"its answer is blank (message {number})")
     return item

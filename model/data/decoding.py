@@ -44,12 +44,24 @@ def decoded(raw: bytes, encoding: str = "") -> Decoded:
     Raises Undecodable for bytes that are not of these, and for control characters, wherever they are.
     """
     text, is_western = _text(raw, encoding)
-    text = text.rstrip(END_OF_FILE)
+    text = without_end_of_file(text)
+    if detail := control_character(text, raw):
+        raise Undecodable("not_text", detail)
+    return Decoded(text, is_western)
+
+
+def without_end_of_file(text: str) -> str:
+    """A text up to END_OF_FILE, if nothing but line ends follows it."""
+    end = text.rstrip(f"{END_OF_FILE}\r\n")
+    return end + text[len(end) :].partition(END_OF_FILE)[0]
+
+
+def control_character(text: str, raw: bytes) -> str:
+    """Where a text has a control character, which is no text; empty if it has none. `raw`: its bytes."""
     # In every encoding a control character has such a byte, which is much faster to look for.
     has_control = len(raw.translate(None, CONTROL)) < len(raw)
-    if has_control and (match := CONTROL_CHARACTER.search(text)):
-        raise Undecodable("not_text", f"character {match.start()} is the control character {ord(match[0]):#04x}")
-    return Decoded(text, is_western)
+    match = CONTROL_CHARACTER.search(text) if has_control else None
+    return f"character {match.start()} is the control character {ord(match[0]):#04x}" if match else ""
 
 
 def _text(raw: bytes, encoding: str) -> Decoded:

@@ -10,12 +10,22 @@ class Document(NamedTuple):
     text: str
 
 
-class Flaw(NamedTuple):
-    """Input that is not a document: where it is, a reason to count it by, and the detail."""
-
+class _Flaw(NamedTuple):
     name: str
     reason: str
     detail: str
+
+
+class Flaw(_Flaw):
+    """Input that is not a document: where it is, a reason to count it by, and the detail."""
+
+    def __new__(cls, name: str, reason: str, detail: str) -> "Flaw":
+        return super().__new__(cls, printable(name), reason, printable(detail))
+
+
+def printable(text: str) -> str:
+    """A text that can be written: half of a surrogate pair, as JSON's keys may have it, becomes `\\ud83d`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # The reasons of flaws that need no fix: they are counted and never refused.

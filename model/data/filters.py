@@ -11,7 +11,7 @@ from model.data import readers
 from model.data.document import Flaw
 from model.data.folders import listing
 from model.data.recipe import Recipe
-from model.data.strings import strings
+from model.data.strings import shown, strings
 from model.errors import KodaError
 
 WORDS = 13  # consecutive words that two texts share: Brown et al. 2020, appendix C
@@ -45,7 +45,7 @@ class Overlap:
     def __init__(self, folder: str):
         """Reads every string in the `.jsonl` files of `folder`. Raises KodaError if there are none."""
         paths = self.files(folder)
-        self.names = [path.stem for path in paths]
+        self.names = [shown(path.stem) for path in paths]
         self._words: dict[str, int] = {}
         hashes = [np.unique(np.concatenate([*self._items(path), np.empty(0, np.uint64)])) for path in paths]
         grams, owners = np.concatenate(hashes), np.repeat(np.arange(len(paths)), [len(one) for one in hashes])

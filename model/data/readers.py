@@ -15,12 +15,13 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from model.data.decoding import Undecodable, decoded
+from model.data.decoding import END_OF_FILE, Undecodable, control_character, decoded, without_end_of_file
 from model.data.document import EMPTY, Document, Flaw
 from model.data.strings import lone_surrogate, shown
 
 Documents = Iterator[Document | Flaw]
 Row = tuple[str, dict[str, Any]]  # its place, and its columns
+END = f"{END_OF_FILE}\r\n".encode()  # what may follow JSON
 
 
 def text(path: Path, encoding: str, note: Callable[[str], None]) -> Documents:
@@ -102,7 +103,7 @@ def _json_rows(path: Path) -> Iterator[Row | Flaw]:
         if not is_array:
             yield from _lines(path)
             return
-        for number, row in enumerate(json.loads(path.read_bytes().decode("utf-8-sig"))):
+        for number, row in enumerate(json.loads(path.read_bytes().rstrip(END).decode("utf-8-sig"))):
             name = f"{shown(path)}, row {number}"
             yield (name, row) if isinstance(row, dict) else Flaw(name, "not_json", "it is not a JSON object")
     except UnicodeDecodeError as error:
@@ -160,11 +161,14 @@ def cell(name: str, column: str, value: object) -> Document | Flaw:
 
 
 def document(name: str, content: str) -> Document | Flaw:
-    """A text as a document; a flaw if it is empty or cannot be encoded in UTF-8."""
+    """A text as a document; a flaw if it is empty, cannot be encoded in UTF-8, or has control characters."""
+    content = without_end_of_file(content)
     if not content or content.isspace():
         return Flaw(name, EMPTY, "there is no text in it")
     if detail := lone_surrogate(content):
         return Flaw(name, "lone_surrogate", detail)
+    if detail := control_character(content, content.encode()):
+        return Flaw(name, "not_text", detail)
     return Document(name, content)
 
 
@@ -178,6 +182,7 @@ def _objects(file: BinaryIO, path: str, position: int, stop: int | None) -> Iter
         if stop is not None and position >= stop:
             return
         name, position = f"{path}, byte {position}", position + len(line)
+        line = line.rstrip(END)
         try:
             row = json.loads(line.decode("utf-8-sig"))  # a byte order mark begins the file, or one that was appended
         except UnicodeDecodeError as error:

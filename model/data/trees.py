@@ -52,9 +52,12 @@ class Trees:
             if id_ in self._messages:
                 self._flaws.append(Flaw(self._name(id_), REPEATED, "there was a message of this id before"))
                 continue
+            pending += [(reply, id_) for reply in reversed(node.get("replies") or ())]
+            if detail := _unreadable(node):
+                self._flaws.append(Flaw(self._name(id_), "bad_messages", detail))
+                continue
             self._messages[id_], self._parents[id_] = node, parent
             self._replies.setdefault(parent, []).append(id_)
-            pending += [(reply, id_) for reply in reversed(node.get("replies") or ())]
 
     def conversations(self, language: str) -> Iterator[Conversation | Flaw]:
         """The best path of each tree in `language` (empty: of all), and the flaws of messages that are in no tree."""
@@ -107,11 +110,33 @@ def _parent(message: Message) -> str:
     return "" if parent is None or parent != parent else str(parent)
 
 
+def _unreadable(message: Message) -> str:
+    """What is wrong with a message's rank or its mark `deleted`; empty if nothing is."""
+    try:
+        _rank(message)
+    except (TypeError, ValueError):
+        return f"its `rank` is {message['rank']!r}, not a number"
+    try:
+        if _number(message.get("deleted")) in (0, 1, None):
+            return ""
+    except (TypeError, ValueError):
+        pass
+    return f"its `deleted` is {message['deleted']!r}, neither true nor false"
+
+
 def _rank(message: Message) -> float:
-    """0 is the best; what has no rank, or NaN, comes after all that have one."""
-    rank = message.get("rank")
-    return rank if isinstance(rank, int | float) and rank == rank else float("inf")
+    """0 is the best; what has no rank comes after all that have one."""
+    rank = _number(message.get("rank"))
+    return float("inf") if rank is None else rank
 
 
 def _is_deleted(message: Message) -> bool:
-    return message.get("deleted") == 1  # True; NaN and None are not
+    return _number(message.get("deleted")) == 1
+
+
+def _number(value: Any) -> float | None:
+    """A number or a truth value, which may be written as a string; None where there is none, or NaN."""
+    if isinstance(value, str):
+        value = {"": None, "false": 0, "true": 1}.get(value.lower(), value)
+    number = None if value is None else float(value)
+    return None if number != number else number

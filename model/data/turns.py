@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from model.data.columns import unread
-from model.data.conversation import BadRow, Turn, learned
+from model.data.conversation import MARKS, BadRow, Turn, learned
 
 ROLES = {
     "system": "system",
@@ -39,9 +39,9 @@ def _turn(message: Any, place: str, metadata: Collection[str]) -> Turn:
     role, content = message[role_key], _content(message[content_key], place)
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("bad_messages", f"the role in `{place}` is {role!r}; {', '.join(ROLES)} are read")
-    others = {key: value for key, value in message.items() if key not in (role_key, content_key, "weight", "train")}
+    others = {key: value for key, value in message.items() if key not in {role_key, content_key, *MARKS}}
     names = tuple(unread(others, [content], metadata, f"{place}."))
-    return Turn(ROLES[role], content, learned(message, f"{place}."), names)
+    return Turn(ROLES[role], content, learned(message, f"{place}.", metadata), names)
 
 
 def _key(message: dict[str, Any], one: str, other: str, place: str) -> str:

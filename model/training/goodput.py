@@ -1,6 +1,6 @@
 """How a training's wall-clock was spent, over all its attempts; the parts add up to the whole."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -116,7 +116,8 @@ def _attempts(folder: Path) -> list[Spent]:
 
 
 def _logged(folder: Path) -> list[Spent]:
-    records = [record for record in read_events(folder) if record.event is Event.SPENT]
+    names = {f.name for f in fields(Spent)} - {"step"}
+    records = [r for r in read_events(folder) if r.event is Event.SPENT and r.details.keys() == names]
     return [Spent(step=r.step, **r.details) for r in records]
 
 

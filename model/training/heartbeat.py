@@ -7,9 +7,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from model.errors import KodaError
 from model.files import disk_full, read_json
 
 HEARTBEAT = "heartbeat.json"
+FIELDS = {"pid", "phase", "step", "pace", "loss", "began", "ended", "first_step", "seconds", "saves"}
 
 
 class Heartbeat:
@@ -74,8 +76,10 @@ class Heartbeat:
 
     @staticmethod
     def read(folder: Path) -> dict[str, Any] | None:
-        """The last beat, or None before the first one; its `time` is when the file was last touched."""
+        """The last beat, or None before the first one and for one of another version; its `time` is when the file was
+        last touched."""
         try:
-            return {**read_json(folder / HEARTBEAT), "time": (folder / HEARTBEAT).stat().st_mtime}
-        except (OSError, ValueError):
+            beat, touched = read_json(folder / HEARTBEAT), (folder / HEARTBEAT).stat().st_mtime
+        except (OSError, KodaError):
             return None
+        return {**beat, "time": touched} if isinstance(beat, dict) and beat.keys() >= FIELDS else None

@@ -25,7 +25,7 @@ class Attempts:
     def without_progress(self, progress: Any) -> int:
         """How many of the last attempts began at this `progress` (a JSON value) and died."""
         died = 0
-        for line in reversed(read_lines(self.journal)):
+        for line in reversed(self._lines()):
             if line["event"] in ENDS or (line["event"] == Event.ATTEMPT and line["progress"] != progress):
                 break
             died += line["event"] == Event.ATTEMPT
@@ -48,27 +48,29 @@ class Attempts:
 
     def schedule(self, flow_run: str, after: str) -> None:
         """Note that the flow run `flow_run` was created to go on where `after` crashed."""
-        if all(line.get("after") != after or line.get("flow_run") != flow_run for line in read_lines(self.journal)):
+        if all(line.get("after") != after or line.get("flow_run") != flow_run for line in self._lines()):
             self._add(Event.SCHEDULED, flow_run=flow_run, after=after)
 
     def began(self) -> dict[str, float]:
         """The flow runs whose process got as far as to begin an attempt, and when (as `time.time()`)."""
         return {
             line["flow_run"]: line["time"]
-            for line in read_lines(self.journal)
+            for line in self._lines()
             if line["event"] == Event.ATTEMPT and "flow_run" in line
         }
 
     def never_began(self, flow_run: str) -> int:
         """How many flow runs in a row, `flow_run` being the last, were created after one another and never began."""
         began = self.began()
-        crashed = {
-            line["flow_run"]: line["after"] for line in read_lines(self.journal) if line["event"] == Event.SCHEDULED
-        }
+        crashed = {line["flow_run"]: line["after"] for line in self._lines() if line["event"] == Event.SCHEDULED}
         count = 0
         while flow_run and flow_run not in began:
             count, flow_run = count + 1, crashed.get(flow_run, "")
         return count
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The events in the journal; lines of another kind are left out."""
+        return [line for line in read_lines(self.journal) if isinstance(line, dict) and "event" in line]
 
     def _add(self, event: Event, **facts: Any) -> None:
         append_line(self.journal, {"time": time.time(), "event": event, **facts})

@@ -11,6 +11,7 @@ from model.figures import STAGES as FIGURES
 
 STAGES = tuple(FIGURES)  # in their order
 RUN_TOML = "run.toml"  # a run's whole configuration
+NUMBERS = ("steps", "batch_size", "learning_rate")  # of pretraining: reports calculate with them
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a run
 
 
@@ -20,18 +21,23 @@ def root() -> Path:
 
 
 def make_folder(folder: Path, mode: int) -> None:
-    """Make a folder below the folder of all runs. Raises KodaError, naming KODA_RUNS, where that cannot be."""
+    """Make a folder below the folder of all runs. Raises KodaError, naming it or KODA_RUNS, where that cannot be."""
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
-        where, cause = root(), error.strerror
-        if where.is_symlink() and not where.exists():
-            cause = "it is a link to nothing"
-        elif where.exists() and not where.is_dir():
-            cause = "it is a file"
+        if cause := _no_folder(folder):
+            raise KodaError(f"{folder} cannot be written to: {cause}. Remove or rename it.") from None
         raise KodaError(
-            f"runs cannot be written to {where}: {cause}. Set KODA_RUNS to a folder that you can write to."
+            f"runs cannot be written to {root()}: {_no_folder(root()) or error.strerror}. "
+            "Set KODA_RUNS to a folder that you can write to."
         ) from None
+
+
+def _no_folder(path: Path) -> str:
+    """What is in the place of a folder; empty if nothing is, or the folder."""
+    if path.is_symlink() and not path.exists():
+        return "it is a link to nothing"
+    return "it is a file" if path.exists() and not path.is_dir() else ""
 
 
 def folder_of(name: str) -> Path:
@@ -65,4 +71,7 @@ def read_configuration(run: Path) -> dict[str, Any]:
     for name, value in written.items():
         if not isinstance(value, str if name == "preset" else dict):
             raise KodaError(f"{path}: {name} = {value!r}; it takes {'a name' if name == 'preset' else 'a section'}.")
+    for name, value in written.get("pretrain", {}).items():
+        if name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise KodaError(f"{path}: pretrain.{name} = {value!r}; it takes a number.")
     return written

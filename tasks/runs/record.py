@@ -3,9 +3,11 @@
 import contextlib
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from pydantic import StrictFloat, ValidationError
 
 from model.errors import KodaError
 from model.figures import STAGES
@@ -14,12 +16,33 @@ from model.training.records import SNAPSHOTS
 from tasks.typed import typed
 
 RECORD = "stage.json"
-TABLES = ("figures", "reads", "built_from", "settings", "outputs", "versions")  # of a record
 PACKAGES = ("koda", "jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "gguf", "mlx", "mlx-lm")
 
 
 Figures = TypeVar("Figures", covariant=True)
 Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class _Output:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a record may have, as `Run.build` writes it; records of earlier versions have less."""
+
+    stage: str = ""
+    key: str = ""
+    seconds: StrictFloat = 0.0
+    finished: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
+    built_from: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, _Output] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,14 +64,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of the stage in `folder`; None where it is not finished. Raises KodaError for a damaged one."""
     path = folder / RECORD
     try:
-        record = read_json(path)
-        if isinstance(record, dict) and all(isinstance(record.get(name, {}), dict) for name in TABLES):
-            return record
-        raise KodaError(f"{path} is not the record of a stage")
+        record: dict[str, Any] = read_json(path)
+        typed(_Record, record)
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
     except KodaError as error:
-        raise KodaError(f"{error}. Without that file, `koda run` builds the stage again.") from None
+        wrong = str(error)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "all of it"
+        wrong = f"{path} is not the record of a stage: {place} is {problem['input']!r}"
+    raise KodaError(f"{wrong}. Without that file, `koda run` builds the stage again.")
 
 
 def read_built(run_folder: Path, stage: str) -> Built[Any] | None:

@@ -92,9 +92,12 @@ class Run:
             self._lock.close()
 
     def progress(self) -> list[str]:
-        """What is done so far: stages, committed checkpoints, and blocks of tokens."""
+        """What is done so far: stages, committed checkpoints, sizes of a ladder, and blocks of tokens."""
         done = [stage for stage in STAGES if (self.folder / stage / RECORD).is_file()]
         done += sorted(p.parent.name for p in self.folder.glob("*/checkpoints/*/COMMIT.json"))
+        done += sorted(
+            str(p) for kind in ("*.json", "*/checkpoints/*/COMMIT.json") for p in self.folder.glob(f"ladder/{kind}")
+        )
         done += sorted(p.name for p in self.folder.glob("tokenize/.blocks/*/*.json"))
         return done
 

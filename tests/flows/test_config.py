@@ -49,6 +49,12 @@ def test_a_setting_that_takes_a_string_among_others_is_read_as_toml() -> None:
     assert load("tiny", parsed({"tokenize.quality": "true"})).tokenize.quality is True
 
 
+@pytest.mark.parametrize("text", ["Q8_0", '"Q8_0"', '["Q8_0"]'])
+def test_one_text_where_several_are_taken_is_a_list_of_one(text: str) -> None:
+    config = load("tiny", parsed({"convert.gguf": text, "about.language": "en", "sft.metadata": "2024"}))
+    assert (config.convert.gguf, config.about.language, config.sft.metadata) == (("Q8_0",), ("en",), ("2024",))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -64,6 +70,11 @@ def test_a_setting_that_takes_a_string_among_others_is_read_as_toml() -> None:
         ({"model.hidden_size": "100"}, r"model\.hidden_size = 100 is not a multiple"),
         ({"model.hidden_size": "18"}, "size must be even"),
         ({"sft.lora_targets": '["q_prj"]'}, "q_prj"),
+        ({"tokenize.source": '["a.txt"]'}, r"^tokenize\.source = \['a\.txt'\]: .* string or a valid dictionary\.$"),
+        ({"tokenize.source": "{docs = inf, x = 1}"}, r"^tokenize\.source\.docs = inf: .* a finite number\.$"),
+        ({"pretrain.learning_rate": "inf"}, r"^pretrain\.learning_rate = inf: input should be a finite number\.$"),
+        ({"extend.factor": "nan"}, r"^extend\.factor = nan: input should be a finite number\.$"),
+        ({"convert.gguf": "Q9"}, r"^convert\.gguf\.0 = 'Q9': input should be 'F32', "),
         ({"model.qk_norm": "true"}, r"model\.qk_norm = true: hf, gguf, mlx .* has no norm on queries"),
         ({"publish.to": "tiny"}, r"publish\.to = 'tiny': it takes `local`, or USER/NAME"),
         *(

@@ -57,6 +57,7 @@ def test_the_same_seed_gives_the_same_tokens(model: Llama) -> None:
         {"temperature": 0.7},
         {"temperature": 1.3, "top_k": 5},
         {"temperature": 1.0, "top_p": 0.6},
+        {"temperature": 1.0, "top_p": 1e-40},
         {"temperature": 1.0, "repetition_penalty": 2.0},
         {"temperature": 0.9, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.4},
     ],

@@ -44,7 +44,7 @@ def test_oldest_turns_are_dropped_when_the_context_is_full() -> None:
     "wrong",
     [
         *(("--limit", "0"), ("--top-p", "0"), ("--top-k", "-3"), ("--seed", "-1"), ("--seed", str(1 << 63))),
-        *(("--temperature", value) for value in ("-1", "inf", "nan")),
+        *(("--temperature", value) for value in ("-1", "1e+39", "inf", "nan")),
         *(("--repetition-penalty", value) for value in ("0.5", "inf", "nan")),
     ],
 )

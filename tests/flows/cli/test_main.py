@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import main
+from model.errors import KodaError
 from model.files import lock_file
-from tasks.runs.paths import root
+from tasks.runs.paths import make_folder, root
 from tests.flows.cli.test_import_model import random_model
 from tests.pipeline import KODA
 
@@ -29,6 +30,7 @@ def koda(*arguments: str, folder: Path, **environment: str) -> subprocess.Comple
         ("run.toml", 'preset = "t\xff"', "cannot be read: 'utf-8' codec"),
         ("run.toml", "tokenize = 3", "tokenize = 3; it takes a section"),
         ("run.toml", "preset = 3", "preset = 3; it takes a name"),
+        ("run.toml", '[pretrain]\nsteps = "many"', "pretrain.steps = 'many'; it takes a number"),
         ("tokenize/stage.json", "[]", "is not the record of a stage"),
         ("tokenize/stage.json", '{"key": ', "is not JSON: Expecting value: line 1 column 9"),
         ("tokenize/stage.json", "", "is not JSON: Expecting value: line 1 column 1"),
@@ -52,6 +54,15 @@ def test_damaged_file_of_a_run_is_one_error_that_names_it(
     assert main(command) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"koda: {tmp_path / 'r' / file}") and message in error and error.count("\n") == 1
+
+
+def test_report_shows_what_a_run_toml_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After somebody has deleted settings from it: what is left out is as the preset has it."""
+    monkeypatch.setenv("KODA_RUNS", str(tmp_path))
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/run.toml").write_text("[pretrain]\nsteps = 7000\n")
+    assert main(["report", "r"]) == 0
+    assert "7,000" in (tmp_path / "r/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,14 @@ def test_folder_of_runs_that_cannot_be_written_is_named(
     assert capsys.readouterr().err == (
         f"koda: runs cannot be written to {runs}: {cause}. Set KODA_RUNS to a folder that you can write to.\n"
     )
+
+
+@pytest.mark.parametrize("cause", ["it is a link to nothing", "it is a file"])
+def test_folder_of_a_run_that_cannot_be_written_is_named(tmp_path: Path, cause: str) -> None:
+    folder = tmp_path / "r"
+    folder.touch() if "file" in cause else folder.symlink_to("nowhere")
+    with pytest.raises(KodaError, match=rf"^{folder} cannot be written to: {cause}\. Remove or rename it\.$"):
+        make_folder(folder, 0o750)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Each form of rows, as it is found, is read rightly or refused with the name of what is not read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def turns(item: Conversation) -> list[tuple[str, str]]:
         # Text that the messages have is not lost where another column repeats it.
         {"prompt": "Hi", "messages": [HI, HELLO]},
         {"instruction": "Hi", "input": "", "output": "Hello.", "text": "### Instruction:\nHi\n\n### Response:\nHello."},
+        {
+            "instruction": "Hi",
+            "output": "Hello.",
+            "text": "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\nHi\n\n### Response:\nHello.",
+        },
+        {"messages": [HI, HELLO], "text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>"},
+        {"messages": [HI, HELLO], "text": "<s>[INST] Hi [/INST] Hello. </s>", "prompt": "USER: Hi ASSISTANT:"},
+        {"messages": [HI, {**HELLO, "content": "Hello.\x1a"}]},  # DOS's end of a file
     ],
 )
 def test_forms_of_one_conversation_are_read_the_same(tmp_path: Path, row: Row) -> None:
@@ -83,7 +93,18 @@ def test_system_and_history_come_before_the_question(tmp_path: Path) -> None:
     assert turns(only({"messages": [HI, HELLO], "system": "Be kind."}, tmp_path)) == [*first, *PAIR]
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": True, "weight": 0}])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"train": False},
+        {"train": True, "weight": 0},
+        {"training": False},
+        {"train_on_turn": False},
+        {"loss": False},
+    ],
+)
 def test_a_message_that_is_marked_is_not_learned(tmp_path: Path, mark: Row) -> None:
     wrong = {"role": "assistant", "content": "WRONG", **mark}
     assert only({"messages": [HI, wrong, HI, HELLO]}, tmp_path).unlearned == {1}
@@ -99,6 +120,14 @@ REFUSED: list[tuple[Row, str, str]] = [
     ({"messages": [HI, HELLO], "rejected": [HI, {**HELLO, "content": "No."}]}, "unread_text", "`rejected`"),
     ({"messages": [HI, HELLO], "tools": '[{"name": "search"}]'}, "unread_text", "`tools`"),
     ({"conversations": [HI, HELLO], "instruction": "Else."}, "unread_text", "`instruction`"),
+    # Text that has all messages in it, and more.
+    ({"instruction": "2+2", "output": "4", "hint": "2+2 means two and two, which is 4."}, "unread_text", "`hint`"),
+    ({"messages": [{**HI, "content": "a"}, {**HELLO, "content": "e"}], "text": "a sea"}, "unread_text", "`text`"),
+    ({"messages": [HI, HELLO], "text": "You are a pirate. Hi Hello."}, "unread_text", "`text`"),
+    ({"messages": [HI, HELLO], "text": "Response:"}, "unread_text", "`text`"),
+    ({"messages": [HI, HELLO], "\ud83d": "Else."}, "unread_text", "its `\\ud83d` has text"),
+    ({"messages": [HI, {**HELLO, "mask": 1}]}, "unclear_mark", "its `messages[1].mask` is 1"),
+    ({"messages": [HI, HELLO], "label": False}, "unclear_mark", "its `label` is False"),
     (
         {"messages": [HI, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
         "unread_text",
@@ -126,6 +155,7 @@ REFUSED: list[tuple[Row, str, str]] = [
     ({"messages": [{"role": "user", "content": {"text": "Hi"}}, HELLO]}, "bad_messages", "`messages[0]` is dict"),
     ({"messages": [HI, {**HELLO, "weight": 0.5}]}, "bad_weight", "`messages[1].weight` is 0.5"),
     ({"messages": [HI, HELLO], "train": "no"}, "bad_weight", "`train` is 'no'"),
+    ({"messages": [HI, HELLO], "loss": 0.53}, "bad_weight", "`loss` is 0.53"),
     ({"messages": [{**HI, "role": "system"}, HELLO], "system": "Else."}, "bad_messages", "its `system` differs"),
     ({"messages": [HI, HELLO], "system": ["x"]}, "no_conversation", "its `system` is list"),
     ({"instruction": "Hi", "response": "Hello.", "output": "Else."}, "no_conversation", "both `response` and `output`"),
@@ -135,12 +165,17 @@ REFUSED: list[tuple[Row, str, str]] = [
     ({"instruction": "Hi", "history": "1?", "response": "Hello."}, "no_conversation", "`history`"),
     ({"message_id": "a", "text": "Hi", "role": ["prompter"]}, "no_conversation", "it has message_id, role, text"),
     ({"question": "Hi", "answer": "Hello."}, "no_conversation", "it has answer, question"),
+    ({"question": "Hi", "\ud83d": "Hello."}, "no_conversation", "it has question, \\ud83d"),
+    ({"instruction": "Hi", "\ud83d": "Hello."}, "no_conversation", "only instruction, \\ud83d"),
+    ({"messages": [{"role": "user", "\ud83d": "Hi"}]}, "bad_messages", "only role, \\ud83d"),
     ({"instruction": "Hi", "response": "  \n"}, "nothing_to_learn", "its answer is blank (message 1)"),
     ({"instruction": "Hi", "input": "", "output": ""}, "nothing_to_learn", "its answer is blank"),
     ({"messages": [HI, HELLO, HI, {**HELLO, "content": ""}]}, "nothing_to_learn", "its answer is blank (message 3)"),
     ({"messages": [HI, {**HELLO, "content": []}]}, "nothing_to_learn", "its answer is blank (message 1)"),
     ({"instruction": "half \ud83d", "response": "Hello."}, "lone_surrogate", "in message 0, character 5"),
     ({"messages": [HI, {**HELLO, "content": "\udc00"}]}, "lone_surrogate", "in message 1, character 0"),
+    ({"instruction": "Hi\0", "response": "Hello."}, "not_text", "in message 0, character 2 is the control"),
+    ({"messages": [HI, {**HELLO, "content": "\x1aHello."}]}, "not_text", "in message 1, character 0"),
 ]
 
 
@@ -154,6 +189,9 @@ def test_what_is_not_read_is_named(tmp_path: Path, row: Row, reason: str, detail
 def test_metadata_is_left_unread_and_recorded(tmp_path: Path) -> None:
     row = {"messages": [{**HI, "id": "m1"}, HELLO], "category": "x", "prompt_id": "7", "hint": "Think.", "url": ""}
     assert only(row, tmp_path, "hint").unread == ("category", "prompt_id", "hint", "id")
+    row = {"messages": [{**HI, "mask": 1}, {**HELLO, "loss": 0.53}], "\ud83d_id": "7", "label": 2}
+    item = only(row, tmp_path, "mask", "label", "loss")
+    assert item.unread == ("\\ud83d_id", "label", "mask") and not item.unlearned
 
 
 def test_parquet_fills_missing_columns_with_nothing(tmp_path: Path) -> None:
@@ -190,6 +228,29 @@ def test_a_tree_begins_where_there_is_no_parent_and_no_rank_comes_last(tmp_path:
         message("d", "a", "Worse.", rank=1),
     ]
     assert [turns(item) for item in items(tree, tmp_path) if isinstance(item, Conversation)] == [PAIR]
+
+
+@pytest.mark.parametrize("as_written", [str, lambda value: str(value).lower(), float])
+def test_ranks_and_marks_may_be_strings(tmp_path: Path, as_written: Callable[[Any], Any]) -> None:
+    """As tables have them that were written as CSV."""
+    tree = [
+        message("a", None, "Hi", "prompter", deleted=as_written(False)),
+        message("b", "a", "Worse.", rank=as_written(2)),
+        message("c", "a", "Hello.", rank=as_written(1)),
+        message("d", "a", "Deleted.", rank=as_written(0), deleted=as_written(True)),
+    ]
+    assert [turns(item) for item in items(tree, tmp_path) if isinstance(item, Conversation)] == [PAIR]
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank", "best"), ("rank", [0]), ("deleted", "yes"), ("deleted", 2)])
+def test_rank_or_mark_that_cannot_be_read_is_a_flaw(tmp_path: Path, key: str, value: Any) -> None:
+    """What replies to it has no way to the root."""
+    reply = message("b", "a", "No.", **{key: value}, replies=[message("d", "b", "Lost.", "prompter")])
+    bad, read, lost = items([ROOT, reply, message("c", "a", "Hello.", rank=7)], tmp_path)
+    assert isinstance(bad, Flaw) and (bad.reason, bad.name[-1]) == ("bad_messages", "b")
+    assert f"its `{key}` is {value!r}, n" in bad.detail
+    assert isinstance(read, Conversation) and turns(read) == PAIR
+    assert isinstance(lost, Flaw) and (lost.reason, lost.name[-1]) == ("orphan", "d")
 
 
 def reasons(rows: list[Row], folder: Path) -> list[tuple[str, str]]:

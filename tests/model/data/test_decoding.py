@@ -69,6 +69,7 @@ def test_one_rule_for_control_characters_in_files_of_every_size(length: int) -> 
         assert refused(raw.encode()) == refused(raw.encode("utf-16")) == expected
     assert decoded((text + "\x1a" * 60).encode()).text == text  # DOS's end of a file
     assert decoded((text + "\x1a").encode("utf-16")).text == text
+    assert decoded(f"{text}\r\n\x1a\r\n\x1a".encode()).text == f"{text}\r\n"
 
 
 def test_bytes_of_no_text_are_refused() -> None:

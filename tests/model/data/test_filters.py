@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def test_items_are_read_as_other_files_of_rows_are(items: Path) -> None:
     (items / "B.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps({"q": ITEM[::-1]}).encode() + b"\n\n")
     (items / "._arc.jsonl").write_bytes(b"\x00\x05\x16\x07")
     assert Overlap(str(items)).near(ITEM[::-1]) == "B"
+    os.rename(items / "B.JSONL", os.fsencode(items) + b"/caf\xe9.jsonl")  # noqa: PTH104  # bytes
+    assert Overlap(str(items)).near(ITEM[::-1]) == "caf\\xe9"
     (items / "c.jsonl").write_bytes(b'{"q": "caf\xe9"}\n')
     with pytest.raises(KodaError, match=r"c\.jsonl, byte 0: it is not UTF-8.*tokenize\.contamination"):
         Overlap(str(items))

@@ -204,12 +204,13 @@ def test_a_limit_keeps_the_first_documents_of_each_source(tmp_path: Path, prepar
 
 def test_bad_input_is_refused_or_counted(tmp_path: Path, prepared: Prepare) -> None:
     source = corpus(tmp_path / "text", 40)
-    (source / "x.jsonl").write_text('{"text": "fine"}\nnot json\n')
+    (source / "x.jsonl").write_text('{"text": "fine"}\nnot json\n{"\\ud83d": ""}\n')
     with pytest.raises(KodaError, match=r"x\.jsonl, byte 17: the line is not JSON .*tokenize\.bad_input=skip"):
         prepared(source, tmp_path / "out", here)
     figures = prepared(source, tmp_path / "out", here, bad_input="skip")
-    assert figures.dropped == {"not_json": 1} and figures.documents == 41
-    assert any("x.jsonl, byte 17" in note for note in json.loads((tmp_path / "out/notes.json").read_text()))
+    assert figures.dropped == {"no_column": 1, "not_json": 1} and figures.documents == 41
+    first, second = json.loads((tmp_path / "out/notes.json").read_text())
+    assert "x.jsonl, byte 17" in first and "only \\ud83d" in second
 
 
 def test_names_that_are_not_utf_8_and_files_that_are_not_read_are_in_the_notes(

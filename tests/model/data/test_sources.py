@@ -105,15 +105,18 @@ def test_flaws_name_the_byte_where_each_bad_line_begins(tmp_path: Path, recipe: 
         b"{not json}\n",
         b'["a", "list"]\n',
         b'{"body": "elsewhere"}\n',
+        b'{"\\ud83d": "in half a name"}\n',
         b'{"text": 7}\n',
         b'{"text": "caf\xe9"}\n',  # Latin-1
         b'{"text": "half a pair: \\ud83d"}\n',
+        b'{"text": "ab\\u0000c"}\n',
         b'{"text": " "}\n',
         b'{"text": "cut sh',
     ]
     (tmp_path / "a.jsonl").write_bytes(good + good.join(bad))
     starts = [len(good) * (number + 1) + sum(map(len, bad[:number])) for number in range(len(bad))]
-    reasons = ("not_json", "not_json", "no_column", "no_text", "not_utf8", "lone_surrogate", "empty", "not_json")
+    reasons = ["not_json", "not_json", "no_column", "no_column", "no_text", "not_utf8", "lone_surrogate", "not_text"]
+    reasons += ["empty", "not_json"]
     expected = [(reason, f"a.jsonl, byte {start}") for reason, start in zip(reasons, starts, strict=True)]
     assert flaws(tmp_path, recipe(tmp_path)) == expected
     assert texts(tmp_path, recipe(tmp_path)) == ["good"] * len(bad)
@@ -122,6 +125,24 @@ def test_flaws_name_the_byte_where_each_bad_line_begins(tmp_path: Path, recipe: 
 def test_a_pair_of_surrogates_in_json_is_one_letter(tmp_path: Path, recipe: MakeRecipe) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude42"}\n')
     assert texts(tmp_path, recipe(tmp_path)) == ["🙂"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet"])
+def test_one_rule_for_control_characters_in_files_of_every_kind(
+    tmp_path: Path, recipe: MakeRecipe, suffix: str
+) -> None:
+    """The end-of-file character of DOS is dropped from a text and from a file; all others are refused."""
+    file = tmp_path / f"a{suffix}"
+    for text, expected in (("abc\n\x1a\n", ["abc\n"]), ("ab\x07c", []), ("a\x1abc", [])):
+        if suffix == ".txt":
+            file.write_bytes(text.encode())
+        elif suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": text}]), file)
+        else:
+            raw = json.dumps([{"text": text}] if suffix == ".json" else {"text": text}).encode() + b"\r\n\x1a\r\n"
+            file.write_bytes(gzip.compress(raw) if suffix == ".jsonl.gz" else raw)
+        assert texts(file, recipe(file)) == expected
+        assert [reason for reason, _ in flaws(file, recipe(file))] == [] if expected else ["not_text"]
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])

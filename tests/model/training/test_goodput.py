@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from model.training import goodput
-from model.training.heartbeat import Heartbeat
+from model.training.heartbeat import HEARTBEAT, Heartbeat
 from model.training.records import Event, log_event
 
 
@@ -57,6 +57,16 @@ def test_running_attempt_counts_and_one_that_was_killed_is_recorded_once(tmp_pat
     for _ in range(2):
         goodput.record(tmp_path)
     assert sum(goodput.goodput(tmp_path).values()) == pytest.approx(seen)
+
+
+@pytest.mark.parametrize("beat", ["{}", "[]", "3", "{", '{"step": 5}'])
+def test_attempts_and_heartbeats_of_another_version_are_left_out(tmp_path: Path, beat: str) -> None:
+    log_attempt(tmp_path, 1000.0, 0, 100, train=40)
+    spent = goodput.goodput(tmp_path)
+    log_event(tmp_path, Event.SPENT, 200, began=1100.0, first_step=100, seconds={"train": 9.0})  # when it ended is new
+    (tmp_path / HEARTBEAT).write_text(beat)
+    assert Heartbeat.read(tmp_path) is None
+    assert goodput.goodput(tmp_path) == spent and goodput.effective(tmp_path) is not None
 
 
 def test_before_the_first_attempt_goodput_is_empty(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.files import append_line
 from model.training.records import (
+    EVENTS,
     METRICS,
     SHOWN,
     Event,
@@ -47,6 +49,14 @@ def test_every_event_is_read_as_it_was_logged(tmp_path: Path, event: Event) -> N
     assert plain == EventRecord(event, 7, plain.time)
     assert detailed == EventRecord(event, 8, detailed.time, "a cause", {"devices": 2, "seconds": {"train": 1.5}})
     assert plain.event is detailed.event is event
+
+
+@pytest.mark.parametrize("line", [3, None, [1], {}, {"event": "start"}, {"event": "later", "step": 1, "time": 2.0}])
+def test_lines_of_another_version_are_left_out(tmp_path: Path, line: Any) -> None:
+    log_event(tmp_path, Event.START, 0)
+    append_line(tmp_path / EVENTS, line)
+    append_line(tmp_path / METRICS, line)
+    assert [record.event for record in read_events(tmp_path)] == [Event.START] and not read_metrics(tmp_path)
 
 
 def test_training_without_files_has_no_records(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_attempt_that_ended_counts_no_more_and_neither_do_those_before_it(attemp
     assert attempts.without_progress(0) == 1
 
 
+@pytest.mark.parametrize("line", [3, None, [1], {}, {"event": "later"}])
+def test_lines_of_another_version_count_as_no_attempt(attempts: Attempts, line: Any) -> None:
+    attempts.begin(0, GIVE_UP, flow_run="a")
+    append_line(attempts.journal, line)
+    assert attempts.without_progress(0) == 1 and attempts.never_began("b") == 1
+    attempts.schedule("b", "a")
+    assert attempts.never_began("b") == 1
+
+
 @pytest.mark.parametrize("event", Event)
 def test_only_the_ends_of_attempts_reset_the_count(attempts: Attempts, event: Event) -> None:
     attempts.begin(0, GIVE_UP)

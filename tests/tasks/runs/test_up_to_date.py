@@ -114,7 +114,21 @@ def test_input_that_was_replaced_is_named_by_all_that_was_built_from_it(
     assert replaced_input(tmp_path, "publish") == ""
 
 
-@pytest.mark.parametrize("damage", ["[]", "", '{"key": "k', '{"figures": []}', "\xff"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[]",
+        "",
+        '{"key": "k',
+        '{"figures": []}',
+        "\xff",
+        '{"seconds": "5"}',
+        '{"finished": null}',
+        '{"key": 5}',
+        '{"reads": {"sft": 5}}',
+        '{"outputs": {"a": 5}}',
+    ],
+)
 def test_damaged_record_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
     recorded(tmp_path, "checkpoint", "k")
     (tmp_path / "checkpoint" / RECORD).write_text(damage, encoding="latin-1")
