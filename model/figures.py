@@ -69,6 +69,7 @@ class PackingFigures:
 
     conversations: int
     heldout_conversations: int
+    text_rows: int = 0  # of plain text, among those that are trained on
     too_long: int  # left out
     cut: int = 0
     skipped: dict[str, int] = field(default_factory=dict)  # left out as bad input, by reason

@@ -20,6 +20,7 @@ from model.figures import (
 from model.files import read_json
 from model.training.records import JOB
 from tasks.runs.record import Built
+from tasks.section import OPERATIONAL
 from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
 
@@ -47,6 +48,8 @@ class Extend(TrainSection):
     """Held-out rows of the new length in the measurement by position."""
     passkeys: PositiveInt = 10
     """Texts for each length and depth in which a pass key is hidden, to be recalled."""
+    evaluate_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 50
+    """A measurement of the held-out loss each so many steps."""
     answer_limit: PositiveInt = 100
     """Tokens within which an answer should end by itself, when that is measured."""
 
@@ -60,7 +63,7 @@ class Extend(TrainSection):
             )
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[CorpusFigures]) -> ExtendFigures:
     """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
     log, final = out / "extend.log", out / "weights"

@@ -23,7 +23,7 @@ from model.training.job import LoraRecipe
 from model.training.records import JOB
 from tasks.progress import log_line
 from tasks.runs.record import Built
-from tasks.section import weighted
+from tasks.section import OPERATIONAL, weighted
 from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
 
@@ -53,6 +53,9 @@ class Sft(TrainSection):
     """A conversation longer than a row is left out, cut, or ends the stage; the first two are counted."""
     train_end: bool = True
     """Learn the token that ends an answer. Off, answers never end: to see what it is for."""
+    text_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the rows that are text of `tokenize.source`: a model that was pretrained on it goes on writing it as
+    well as before."""
     method: Literal["lora", "full"] = "lora"
     """Low-rank updates beside frozen weights, or all weights (which needs a smaller learning_rate, such as 2e-4)."""
     steps: NonNegativeInt = 150
@@ -71,6 +74,8 @@ class Sft(TrainSection):
     """The matrices that get an update, in PEFT's names."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the conversations that is never trained on."""
+    evaluate_every_steps: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 50
+    """A measurement of the held-out loss each so many steps."""
     answer_limit: PositiveInt = 100
     """Tokens within which an answer should end by itself, when that is measured."""
 
@@ -113,7 +118,7 @@ class Sft(TrainSection):
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
-@stage(version=3, resumes=True)
+@stage(version=4, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     shape = LlamaConfig(**read_json(base / "weights/COMMIT.json")["config"])
@@ -136,6 +141,8 @@ def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[
         tokenizer=tokens / "tokenizer.json",
         sequence_length=row,
         heldout_fraction=settings.heldout_fraction,
+        text=tokens / "train",
+        text_share=settings.text_share,
     )
     if counts.unread:
         log_line(f"sft        not read: {', '.join(f'{name} ({rows:,})' for name, rows in counts.unread.items())}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from model.data import tokenizer as tokenizers
 from model.data.chat import Tokens
+from model.data.order import row_at
 from model.data.packing import Rows
 from model.data.shards import STARTS, TRAINED, Shards
 from model.errors import KodaError
@@ -19,8 +20,8 @@ def build(
 ) -> AdaptationFigures:
     """Write about `rows` rows of `context + 1` tokens to `out`, a `chat_share` of them conversations.
 
-    The others are cut from training documents longer than `old_context`, in their order. Raises KodaError where these
-    are too few for one row.
+    The others are cut from training documents longer than `old_context`, drawn from the whole text. Raises KodaError
+    where these are too few for one row.
     """
     vocabulary = tokenizers.load(str(Path(tokens) / "tokenizer.json"))
     end = vocabulary.end
@@ -48,19 +49,25 @@ def build(
 
 
 def _long_documents(shards: Shards, longer_than: int, end: int) -> Iterator[np.ndarray]:
-    """The documents of more than `longer_than` tokens that are in one shard from beginning to end."""
-    for tokens, starts in zip(shards.tokens, shards.documents(), strict=True):
-        for start, stop in pairwise(starts):
-            if stop - start > longer_than and tokens[stop - 1] == end:
-                yield tokens[start:stop].astype(np.int32)
+    """The documents of more than `longer_than` tokens that are in one shard from beginning to end, in an order in which
+    the first of them are from all over the text: few are needed, and a corpus lies source by source."""
+    spans = []
+    for number, (tokens, starts) in enumerate(zip(shards.tokens, shards.documents(), strict=True)):
+        long = np.flatnonzero(np.diff(starts) > longer_than)
+        whole = long[tokens[starts[long + 1] - 1] == end]
+        spans.append(np.stack([np.full(len(whole), number), starts[whole], starts[whole + 1]], axis=1))
+    documents = np.concatenate(spans)
+    for row in row_at(np.arange(len(documents)), len(documents), seed=0) if len(documents) else []:
+        number, start, stop = documents[row]
+        yield shards.tokens[number][start:stop].astype(np.int32)
 
 
 def _conversations(shards: Shards) -> Iterator[Tokens]:
-    """The conversations in packed rows, without the padding."""
+    """The conversations in packed rows, without the padding and the rows of text, of which everything is trained."""
     assert shards.marks is not None
     for tokens, marks in zip(shards.tokens, shards.marks, strict=True):
         edges = [*np.flatnonzero(marks & STARTS), len(tokens)]
         for start, stop in pairwise(edges):
             trained = marks[start:stop] & TRAINED > 0
-            if trained.any():
+            if trained.any() and not trained.all():
                 yield Tokens(tokens[start:stop].tolist(), trained.tolist())

@@ -1,4 +1,7 @@
-"""Conversations → rows of a fixed length with a loss mask: complete conversations that cannot attend to each other."""
+"""Conversations → rows of a fixed length with a loss mask: complete conversations that cannot attend to each other.
+
+Rows of plain text may stand among them, so that a model goes on writing such text as well as before.
+"""
 
 import collections
 import json
@@ -12,7 +15,7 @@ from model.data.chat import Message
 from model.data.conversation import Conversation
 from model.data.document import COUNTED, Flaw
 from model.data.heldout import hash_of, is_heldout
-from model.data.shards import STARTS, TRAINED, ShardWriter
+from model.data.shards import STARTS, TRAINED, Shards, ShardWriter
 from model.errors import KodaError
 from model.figures import PackingFigures
 from model.files import read_json, write_json
@@ -130,11 +133,14 @@ def pack(
     bad_input: str,
     train_end: bool,
     metadata: list[str],
+    text: str,
+    text_share: float,
 ) -> PackingFigures:
     """Write train/ and heldout/ shards of rows, and prompts.json: the held-out questions and their answers.
 
-    Each source is repeated as often as its weight (a fraction selects by each conversation's hash). Returns the counts.
-    Raises KodaError, with its place, for a conversation that the settings refuse.
+    Each source is repeated as often as its weight (a fraction selects by each conversation's hash). A `text_share` of
+    the rows of train/ are of the token shards in the folder `text`. Returns the counts. Raises KodaError, with its
+    place, for a conversation that the settings refuse.
     """
     fitting = Fitting(split, language, tokenizer, sequence_length, too_long, bad_input, train_end, metadata)
     vocabulary = fitting.vocabulary
@@ -160,6 +166,9 @@ def pack(
                     rows["train"].add(tokens)
     if not trained or not heldout:
         raise fitting.too_few(source, trained, heldout)
+    chat_rows = rows["train"].rows
+    for row in _text_rows(Path(text), sequence_length + 1, round(chat_rows * text_share / (1 - text_share))):
+        rows["train"].add(row)
     for part in rows.values():
         part.close()
     write_json(Path(out) / "prompts.json", prompts)
@@ -170,8 +179,20 @@ def pack(
         cut=fitting.counts["cut"],
         skipped=fitting.skipped(),
         unread=dict(fitting.unread),
+        text_rows=rows["train"].rows - chat_rows,
         commits=commits,
     )
+
+
+def _text_rows(text: Path, length: int, count: int) -> Iterator[chat.Tokens]:
+    """At most `count` rows of `length` tokens, all to be learned, from places spread evenly over the text."""
+    if not count:
+        return
+    shards = Shards(text)
+    count = min(count, len(shards) // length)
+    for number in range(count):
+        tokens, _ = shards.read(number * len(shards) // count, length)
+        yield chat.Tokens(tokens.tolist(), [True] * length)
 
 
 def _fit(tokens: chat.Tokens, length: int, too_long: str, name: str) -> chat.Tokens | None:

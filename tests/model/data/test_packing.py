@@ -17,6 +17,7 @@ from model.data.conversation import Conversation
 from model.data.conversations import conversations
 from model.data.document import Flaw
 from model.data.packing import pack
+from model.data.shards import ShardWriter
 from model.errors import KodaError
 from model.figures import PackingFigures
 from model.files import read_json
@@ -105,6 +106,8 @@ def packed(tmp_path: Path, tokenizer_file: Path) -> Any:
             "bad_input": "refuse",
             "train_end": True,
             "metadata": [],
+            "text": "",
+            "text_share": 0.0,
             **changes,
         }
         weights = source if isinstance(source, dict) else {str(source): 1.0}
@@ -115,6 +118,26 @@ def packed(tmp_path: Path, tokenizer_file: Path) -> Any:
 
 def dolly(count: int) -> list[Row]:
     return [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(count)]
+
+
+def test_text_share_of_the_rows_is_text_from_all_over_the_shards(
+    tmp_path: Path, tokenizer_file: Path, packed: Any
+) -> None:
+    writer = ShardWriter(tmp_path / "text", 512, 700)
+    for number in range(40):
+        writer.add([number] * 100)  # 40 documents in six shards
+    writer.close()
+    source = write_rows(tmp_path / "rows.jsonl", dolly(60))
+    alone = packed(source)
+    assert alone.text_rows == 0
+    counts = packed(source, text=str(tmp_path / "text"), text_share=0.4)
+    batches = Batches(tmp_path / "out/train", batch_size=1, sequence_length=64, seed=0)
+    text = [row for row in range(batches.rows) if batches.take(np.array([row])).weights_BT.all()]
+    assert counts.text_rows == len(text) == round(0.4 * batches.rows)
+    firsts = [int(batches.take(np.array([row])).inputs_BT[0, 0]) for row in text]
+    assert firsts == [number * 40 // len(text) for number in range(len(text))]
+    everything = packed(source, text=str(tmp_path / "text"), text_share=0.99)
+    assert everything.text_rows == 4000 // 65  # the text has no more
 
 
 def test_packing_keeps_conversations_complete(tmp_path: Path, tokenizer_file: Path, packed: Any) -> None:
