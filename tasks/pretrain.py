@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from model.config import LlamaConfig
 from model.figures import CorpusFigures, PretrainFigures
 from model.training.job import Job
+from tasks.forecast import expect
 from tasks.runs.record import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import retried_call, stage
@@ -70,6 +71,9 @@ class Pretrain(TrainSection):
     snapshots: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 24
     """How many times the weights are kept along the training, for `koda inspect`, in bfloat16: at steps 0, 1, 2, 4, …
     512, then evenly to the end. 0: never."""
+    ladder: Annotated[str, Field(json_schema_extra=OPERATIONAL)] = ""
+    """The run whose ladder (`koda ladder`) says before the first step what this training will reach; empty: this run's
+    own, where it has one."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of log²Z in the loss, which keeps logits small in long bfloat16 runs (1e-4 is usual)."""
 
@@ -108,5 +112,6 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFi
             out=out / "weights",
         )
     job = pretraining(settings, model, tokens, out)
+    expect(out, job, settings.ladder, tokens.key)
     trained = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
     return PretrainFigures(parameters=job.model.parameters, **asdict(trained))

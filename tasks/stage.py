@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Figures = TypeVar("Figures", bound="DataclassInstance")
+Value = TypeVar("Value")
 
 
 class Stage(Generic[Figures]):
@@ -67,7 +68,7 @@ def build(stage: Stage, run: Run, key: str, inputs: tuple[Any, ...]) -> Built:
     return stage.build(run, key, inputs)
 
 
-def retried_call(function: str, log: Path, returns: type[Figures], **arguments: Any) -> Figures:
+def retried_call(function: str, log: Path, returns: type[Value], **arguments: Any) -> Value:
     """`call`, and where its process dies, Prefect starts it again: for the body of a stage that `resumes`, which is no
     task itself."""
     name = f"{log.stem} · {function.rpartition(':')[2]}"
@@ -75,7 +76,7 @@ def retried_call(function: str, log: Path, returns: type[Figures], **arguments: 
 
 
 @task(**retries.STAGE)
-def called(function: str, log: Path, returns: type[Figures], arguments: dict[str, Any]) -> Figures:
+def called(function: str, log: Path, returns: type[Value], arguments: dict[str, Any]) -> Value:
     """A function in a process of its own, as a task run."""
     return call(function, log, returns, **arguments)
 

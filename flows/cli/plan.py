@@ -14,11 +14,16 @@ from flows.config import RunConfig, Settings, load, parsed
 from model.accelerators import ACCELERATORS, GIB, USABLE, Accelerator, flops_per_token, named
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
+from model.ladder.figures import Forecasted
+from model.ladder.law import Law
 from model.training.forms import DOUBLINGS, Plan
 from model.training.job import Job
+from tasks.forecast import forecasted, in_words, read_ladder
+from tasks.runs.paths import existing
 from tasks.supervise import call
+from tasks.typed import typed
 
-TOKENS_PER_PARAMETER = 20  # where compute is spent best (Hoffmann et al. 2022, arXiv:2203.15556)
+TOKENS_PER_PARAMETER = 20  # where compute was spent best on web text (Hoffmann et al. 2022, arXiv:2203.15556)
 GPT2_VOCABULARY = 50257
 UTILISATION = 0.35  # of the peak, where the step cannot be compiled for the card: a usual figure
 
@@ -37,19 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{UTILISATION} where it cannot be compiled for the card)",
     )
     parser.add_argument("--budget-hours", type=float, help="the best model and data for so many hours")
+    parser.add_argument("--ladder", default="", metavar="RUN", help="forecast the loss by the ladder of this run")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def main(arguments: argparse.Namespace) -> None:
     a = arguments
-    needs = planned(a.preset, parsed(pairs(a)), a.gpu, a.count, a.utilisation, a.budget_hours)
+    run = existing(a.ladder) if a.ladder else None
+    needs = planned(a.preset, parsed(pairs(a)), a.gpu, a.count, a.utilisation, a.budget_hours, run)
     print(json.dumps(needs, indent=1) if a.json else "\n".join(as_lines(needs)))
 
 
 def planned(
-    preset: str, settings: Settings, gpu: str, count: int, utilisation: float | None, budget_hours: float | None
+    preset: str,
+    settings: Settings,
+    gpu: str,
+    count: int,
+    utilisation: float | None,
+    budget_hours: float | None,
+    ladder: Path | None = None,
 ) -> dict[str, Any]:
-    """Parameters, memory, disk, hours and cost of a run. Raises KodaError for what cannot be built or spread."""
+    """Parameters, memory, disk, hours and cost of a run, and by the run `ladder` what it will reach. Raises KodaError
+    for what cannot be built, spread or forecast."""
     if count < 1 or (utilisation is not None and not 0 < utilisation <= 1):
         raise KodaError("--count is at least 1, and --utilisation a share between 0 and 1.")
     if budget_hours is not None and not 0 < budget_hours < math.inf:
@@ -59,6 +73,7 @@ def planned(
     rows, context = config.pretrain.batch_size, config.model.max_position_embeddings
     per_token = flops_per_token(job.model, context)
     tokens = config.pretrain.steps * rows * context
+    expected = _expected(ladder, config, job, tokens) if ladder else None
     step = _compile(job, card, count)
     peak = count * card.bfloat16
     if utilisation is not None or step.configured.seconds is None:
@@ -71,7 +86,7 @@ def planned(
     weights = 4 * job.model.parameters
     kept = config.pretrain.keep_checkpoints + 2  # beside the permanent ones, a temporary one and the one being written
     spent = per_token * tokens * (1 if budget_hours is None else budget_hours / middle)
-    parameters = math.sqrt(spent / (6 * TOKENS_PER_PARAMETER))
+    size, text = expected[1].best(spent) if expected else _usual(spent)
     return {
         "preset": preset,
         "gpu": card.name,
@@ -99,7 +114,7 @@ def planned(
         "hours": hours,
         "dollars": middle * count * card.dollars,
         "dollars_per_device_hour": card.dollars,
-        "expected_loss": expected_loss(job.model.parameters, tokens),
+        "forecast": asdict(expected[0]) if expected else None,
         "disk_bytes": {
             "checkpoints": kept * step.checkpoint,
             "snapshots": 2 * job.model.parameters * len(job.recipe.snapshot_steps()),
@@ -108,19 +123,32 @@ def planned(
         },
         "best_for_the_compute" if budget_hours is None else "best_for_the_budget": {
             "hours": middle if budget_hours is None else budget_hours,
-            "parameters": round(parameters),
-            "tokens": round(TOKENS_PER_PARAMETER * parameters),
-            "expected_loss": expected_loss(parameters, TOKENS_PER_PARAMETER * parameters),
+            "parameters": round(size),
+            "tokens": round(text),
+            "bits_per_byte": expected[1](size, text) if expected else None,
         },
     }
 
 
-def expected_loss(parameters: float, tokens: float) -> float:
-    """Hoffmann et al. 2022 (arXiv:2203.15556, equation 10): nats per token on their text with their tokenizer.
+def _expected(run: Path, config: RunConfig, job: Job, tokens: int) -> tuple[Forecasted, Law]:
+    """What the ladder of a run expects, and its law. Raises KodaError for one of another text or tokenizer."""
+    here, there = config.tokenize.decisive(), load("", run=run).tokenize.decisive()
+    if different := [name for name in here if here[name] != there[name]]:
+        name = different[0]
+        raise KodaError(
+            f"the ladder of run {run.name!r} is of another text or tokenizer: tokenize.{name} is {there[name]!r} there "
+            f"and {here[name]!r} here."
+        )
+    forecast = forecasted(run, job.model, tokens)
+    ladder = read_ladder(run)
+    assert ladder is not None
+    return forecast, ladder.law
 
-    For comparing two sizes with one another; it is no promise for other text.
-    """
-    return 1.69 + 406.4 / parameters**0.34 + 410.7 / tokens**0.28
+
+def _usual(flops: float) -> tuple[float, float]:
+    """Parameters and tokens in the usual proportion, for so much compute."""
+    parameters = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
+    return parameters, TOKENS_PER_PARAMETER * parameters
 
 
 def as_lines(needs: dict[str, Any]) -> list[str]:
@@ -146,13 +174,17 @@ def as_lines(needs: dict[str, Any]) -> list[str]:
         f"  time          {_range(needs['hours'], '.1f')} h at {_range(percent, '.0f')} % of peak "
         f"({_range(needs['tokens_per_second'], ',.0f')} tokens/s)",
         f"  cost          about ${needs['dollars']:,.0f} at ${needs['dollars_per_device_hour']:.2f} a device and hour",
-        f"  for {target}, the best size is about {best['parameters'] / 1e6:,.0f} M parameters on "
+        f"  for {target}, the best size is about {best['parameters'] / 1e6:,.3g} M parameters on "
         f"{best['tokens'] / 1e9:.3g} B tokens",
-        f"                expected loss {best['expected_loss']:.2f}, for this plan {needs['expected_loss']:.2f} "
-        "(Hoffmann et al. 2022; to compare, not to promise)",
+        "                by the ladder"
+        if needs["forecast"]
+        else f"                by {TOKENS_PER_PARAMETER} tokens for "
+        "each parameter, as on web text; `koda ladder` measures it on yours",
     ]
+    if needs["forecast"]:
+        lines.append(f"  forecast      {in_words(typed(Forecasted, needs['forecast']))}")
     ratio = needs["tokens_per_parameter"] / TOKENS_PER_PARAMETER
-    if not 0.25 < ratio < 4:
+    if not needs["forecast"] and not 0.25 < ratio < 4:
         far, side = (1 / ratio, "fewer") if ratio < 1 else (ratio, "more")
         lines.append(
             f"                {far:.0f} times {side} tokens for each parameter than where compute is spent best"

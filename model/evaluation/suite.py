@@ -103,6 +103,12 @@ def _measure(
     )
 
 
+def text_bits(models: list[str], tokens: str, max_bytes: int) -> list[float]:
+    """Held-out bits per byte of each of `models`, weights or checkpoints, as `evaluate` measures them."""
+    text = _up_to(heldout_documents(Path(tokens)), max_bytes)
+    return [_total(bits_per_byte(*_opened(model, Path(tokens)), text)) for model in models]
+
+
 def suite_items(suite: Suite, names: Sequence[str], data: str, limit: int) -> dict[str, list[Item]]:
     """The items of a suite, all its tasks where `names` is empty. `data` is a folder or `hub` for the standard one, and
     a run's folder `tokenize` for the home-made one. Raises KodaError for a task that is not in the suite, or that was

@@ -39,6 +39,10 @@ class Recipe:
     evaluate_rows: int
     snapshots: int = 0  # steps whose weights are kept, at most
 
+    def decay_start(self) -> int:
+        """The step at which `wsd` begins to fall; up to it trainings that differ in their number of steps are equal."""
+        return max(min(self.warmup_steps, self.steps), self.steps - round(self.decay_fraction * self.steps))
+
     def snapshot_steps(self) -> list[int]:
         """The steps whose weights are kept: 0, 1, 2, 4, … 512, where most happens in few steps, then evenly to the
         last; where `snapshots` are fewer than that, some of these."""

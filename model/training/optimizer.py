@@ -15,7 +15,7 @@ def _wsd(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:
     decay = round(recipe.decay_fraction * recipe.steps)
     flat = optax.constant_schedule(recipe.learning_rate)
     down = optax.linear_schedule(recipe.learning_rate, 0.0, max(1, decay))
-    return [flat, down], [max(warmup, recipe.steps - decay)]
+    return [flat, down], [recipe.decay_start()]
 
 
 def _cosine(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:

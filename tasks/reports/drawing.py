@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from model.files import atomic_write
 
@@ -92,7 +92,11 @@ def counts(axis: Axis, ticks: int = 6) -> None:
         unit = next((unit for unit in (1e9, 1e6) if abs(value) >= unit), 1)
         return f"{value / unit:,.4g} {'B' if unit == 1e9 else 'M'}" if unit > 1 else f"{value:,.0f}"
 
-    axis.set_major_locator(MaxNLocator(ticks))
+    if axis.get_scale() == "log":
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(ticks))
     axis.set_major_formatter(FuncFormatter(label))
 
 

@@ -16,6 +16,7 @@ from model.figures import (
 )
 from model.training.goodput import effective, goodput, shares
 from model.training.records import Event, EventRecord, restarts, shown
+from tasks.forecast import in_words, read_forecast
 from tasks.progress import clock, moment
 from tasks.reports import html, plots
 from tasks.reports.recorded import INSPECTED, TRAININGS, RecordedRun
@@ -128,9 +129,9 @@ def _setting(run: RecordedRun) -> str:
     read = ", ".join(name if times == 1 else f"{name} ({times:g} times)" for name, times in sources.items())
     if not (trained and trained.imported):
         how = [
-            ["steps × rows", f"{of('pretrain.steps'):,} × {of('pretrain.batch_size'):,}"],
+            ["steps × rows", f"{html.shown(of('pretrain.steps'))} × {html.shown(of('pretrain.batch_size'))}"],
             ["optimizer", of("pretrain.optimizer")],
-            ["learning rate", f"{of('pretrain.learning_rate'):g}, {of('pretrain.schedule')}"],
+            ["learning rate", f"{html.shown(of('pretrain.learning_rate'))}, {of('pretrain.schedule')}"],
             ["number type", of("pretrain.dtype")],
         ]
     if trained and trained.tokens:
@@ -156,10 +157,24 @@ def _pretraining(run: RecordedRun) -> str:
     rows = [[part, clock(seconds), f"{shares(spent)[part]:.1f}"] for part, seconds in spent.items()]
     return (
         html.heading("Pretraining")
+        + html.note(_forecast(run))
         + html.figure(picture, caption)
         + (html.heading("Where its time went", 3) + html.table(["", "time", "%"], rows) if rows else "")
         + _events(events)
     )
+
+
+def _forecast(run: RecordedRun) -> str:
+    """What the ladder said before the first step, and what came of it."""
+    expected, scores = read_forecast(run.folder / "pretrain"), run.figures(EvaluateFigures)
+    if expected is None:
+        return ""
+    text = f"Forecast before the first step: {in_words(expected)}."
+    if scores is None:
+        return text
+    f, reached = expected.forecast, scores.bits_per_byte
+    inside = "inside" if f.low <= reached <= f.high else "outside"
+    return f"{text} It reached {reached:.3f}: {100 * (reached / f.loss - 1):+.2f} %, {inside} the interval."
 
 
 def _restarts(steps: list[int]) -> str:
@@ -212,7 +227,8 @@ def _chat(run: RecordedRun) -> str:
         ]
         if extended and extended.measured:
             rows.append(["with the longer context", percent(extended.measured.ends_by_itself)])
-        counts = f"{figures.conversations:,} conversations, and {figures.heldout_conversations:,} held out."
+        text = f", {figures.text_rows:,} rows of text among them" if figures.text_rows else ""
+        counts = f"{figures.conversations:,} conversations{text}, and {figures.heldout_conversations:,} held out."
         ends = (
             html.note(counts)
             + html.heading(f"Answers that end by themselves, of {figures.asked} held-out questions", 3)

@@ -8,18 +8,21 @@ from model.errors import KodaError
 from model.export.formats import FORMATS
 from model.figures import EvaluateFigures
 from model.files import is_locked
+from model.ladder.figures import Forecasted
 from model.training.goodput import effective, goodput, shares
 from model.training.heartbeat import Heartbeat
 from model.training.records import read_events, read_metrics, remaining_seconds, restarts
+from tasks.forecast import in_words, read_forecast
 from tasks.progress import clock
 from tasks.reports.recorded import RecordedRun
 from tasks.runs.paths import RUN_TOML, STAGES, existing, folder_of, read_configuration
 from tasks.runs.record import read_figures, read_record
 from tasks.runs.up_to_date import replaced_input
+from tasks.typed import typed
 
 
 def status(name: str) -> dict[str, Any]:
-    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput, effective, saves}` of a run.
+    """`{name, preset, stages, step, steps, restarts, eta_seconds, goodput, effective, saves, forecast}` of a run.
 
     `saves`: seconds between the temporary saves, what one costs, and what would lose least with a fault an hour.
 
@@ -46,6 +49,7 @@ def status(name: str) -> dict[str, Any]:
         "goodput": {part: round(share, 2) for part, share in shares(goodput(training)).items()},
         "effective": asdict(time) if (time := effective(training)) else {},
         "saves": beat.get("saves", {}) if beat else {},
+        "forecast": asdict(expected) if (expected := read_forecast(training)) else {},
     }
 
 
@@ -71,6 +75,8 @@ def as_lines(state: dict[str, Any]) -> list[str]:
         took = clock(stage["seconds"]) if stage["seconds"] is not None else ""
         numbers = [f"{k} {v}" for k, v in stage["figures"].items() if isinstance(v, int | float) and v is not True]
         rows.append(f"  {stage['stage']:<10} {stage['state']:<11} {took:>7}  {' · '.join(numbers[:5])}")
+    if state["forecast"]:
+        rows.append(f"  forecast: {in_words(typed(Forecasted, state['forecast']))}")
     if time := state["effective"]:
         faulty = f"with a fault an hour, each of {clock(time['fault_seconds'])}: {100 * time['hourly_fault']:.1f} %"
         rows.append(f"  effective time: {100 * time['share']:.1f} %; {faulty}")

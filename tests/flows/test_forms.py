@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from flows import stages
 from flows.config import RunConfig
 from flows.koda import pipeline
+from flows.ladder import ladder
 from tasks.runs.paths import STAGES
 
 SECTIONS = list(RunConfig.model_fields)
@@ -28,6 +29,7 @@ FORMS = {
     "convert": (stages.convert, ["about", "convert"]),
     "evaluate": (stages.evaluate, ["evaluate"]),
     "publish": (stages.publish, ["about", "publish"]),
+    "ladder": (ladder, ["tokenize", "model", "pretrain"]),
 }
 
 

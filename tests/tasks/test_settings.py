@@ -47,8 +47,13 @@ def test_every_optimizer_and_schedule_can_be_built() -> None:
 def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_elsewhere() -> None:
     settings = set(Pretrain.model_fields)
     assert names(Recipe) <= settings
-    # What the step computes in, where it is computed, and how its processes are supervised.
-    elsewhere = {"dtype", "remat", "scan"}, {"fsdp", "tensor"}, {"segments", "processes", "hang_seconds", "copy_to"}
+    # What the step computes in, where it is computed, how its processes are supervised, and what forecasts it.
+    elsewhere = (
+        {"dtype", "remat", "scan"},
+        {"fsdp", "tensor"},
+        {"segments", "processes", "hang_seconds", "copy_to"},
+        {"ladder"},
+    )
     assert elsewhere[0] == names(Compute) and elsewhere[1] <= names(Job)
     assert settings - names(Recipe) == set.union(*elsewhere)
 

@@ -1,0 +1,131 @@
+"""Which small trainings a ladder is made of: shapes of the target's family, and the steps at which each ends.
+
+A rung is one size. Its longest training keeps its rate on a plateau and lets it fall at the end (WSD; Hu et al. 2024,
+arXiv:2404.06395). Shorter ones share its beginning and fall earlier, so that a rung gives several points for little
+more than the compute of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from model.accelerators import flops_per_token
+from model.config import LlamaConfig
+from model.errors import KodaError
+
+RUNGS = 4
+FEWEST = 3  # rungs that a law can be fitted to
+SMALLEST = 16.0  # times smaller than the target the smallest rung should be
+ENDS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a rung's longest training, at which the shorter ones end
+LAYERS = 2  # at least: attention to what an earlier layer found takes two
+SHARE = 0.1  # of the target's compute that a rung's longest training takes, where no budget is stated
+SHORTEST = 2.0  # times the warm-up that a training has to take at least
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One size, trained to each of `steps`, ascending."""
+
+    model: LlamaConfig
+    n: float  # floating-point operations of a step per token, over 6
+    steps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.num_hidden_layers}x{self.model.hidden_size}"
+
+
+def size(model: LlamaConfig) -> float:
+    """N of the scaling law: 6 · N · tokens is a training's compute."""
+    return flops_per_token(model, model.max_position_embeddings) / 6
+
+
+def family(target: LlamaConfig) -> list[LlamaConfig]:
+    """The shapes below `target` with its heads' size, and its proportions of heads, widths and depth; the smallest
+    first."""
+    heads, kv_heads = target.num_attention_heads, target.num_key_value_heads
+    shapes = []
+    for count in range(1, heads):
+        share = count / heads
+        shapes.append(
+            replace(
+                target,
+                hidden_size=_multiple(target.hidden_size * share, 8),
+                num_hidden_layers=max(min(LAYERS, target.num_hidden_layers), round(target.num_hidden_layers * share)),
+                num_attention_heads=count,
+                num_key_value_heads=max(
+                    k for k in range(1, count + 1) if count % k == 0 and k <= max(1, kv_heads * share)
+                ),
+                intermediate_size=_multiple(target.intermediate_size * share, 32),
+            )
+        )
+    return shapes
+
+
+def _multiple(value: float, of: int) -> int:
+    return max(of, of * round(value / of))
+
+
+def chosen(target: LlamaConfig) -> list[LlamaConfig]:
+    """At most RUNGS shapes of the family, spread evenly by the logarithm of their size from the target's SMALLEST-th to
+    half of it. Raises KodaError for a target with too small a family."""
+    shapes, whole = family(target), size(target)
+    rungs: list[LlamaConfig] = []
+    for wanted in np.geomspace(whole / SMALLEST, whole / 2, RUNGS):
+        left = [shape for shape in shapes if shape not in rungs and size(shape) < 0.75 * whole]
+        if left:
+            rungs.append(min(left, key=lambda shape: abs(np.log(size(shape) / wanted))))
+    if len(rungs) < FEWEST:
+        raise KodaError(
+            f"model.num_attention_heads = {target.num_attention_heads}: a ladder needs {FEWEST} smaller sizes with "
+            f"heads of {target.head_dim}, and there are {len(rungs)}. {FEWEST + 2} heads or more would do."
+        )
+    return sorted(rungs, key=size)
+
+
+def rungs(target: LlamaConfig, tokens: float, rows: int, warmup: int, share: float) -> list[Rung]:
+    """The ladder of a target that reads `tokens` in steps of `rows`, each rung's longest training with this share of
+    its compute, and no more text than it. Trainings that would hardly be past their warm-up are left out, and rungs
+    with fewer than two others."""
+    per_step = rows * target.max_position_embeddings
+    compute = share * size(target) * tokens
+    planned = []
+    for model in chosen(target):
+        n = size(model)
+        longest = min(compute / n, tokens) / per_step
+        steps = tuple(s for s in (round(longest * end) for end in ENDS) if s >= max(8, SHORTEST * warmup))
+        if len(steps) > 1:
+            planned.append(Rung(model, n, steps))
+    return planned
+
+
+def total_steps(rung: Rung, decay_fraction: float) -> int:
+    """Steps that all trainings of a rung take together: the plateau once, and each decay."""
+    *shorter, longest = rung.steps
+    return longest + sum(round(decay_fraction * steps) for steps in shorter)
+
+
+def affordable(
+    plans: Sequence[tuple[float, list[Rung]]],
+    seconds: dict[str, float],
+    decay_fraction: float,
+    start: float,
+    budget: float,
+) -> list[Rung]:
+    """The largest of `plans` (share, rungs), ascending, that fits a budget in seconds.
+
+    `seconds`: of a step, by the rung's name; `start`: of a process, until it trains. Raises KodaError where none does.
+    """
+    costs = []
+    for _, ladder in plans:
+        processes = sum(2 * len(rung.steps) for rung in ladder)
+        costs.append(start * processes + sum(seconds[rung.name] * total_steps(rung, decay_fraction) for rung in ladder))
+    fitting = [
+        ladder for (_, ladder), cost in zip(plans, costs, strict=True) if cost <= budget and len(ladder) >= FEWEST
+    ]
+    if fitting:
+        return fitting[-1]
+    enough = [cost for (_, ladder), cost in zip(plans, costs, strict=True) if len(ladder) >= FEWEST]
+    would = f"{enough[0] / 3600:.2g} hours would do" if enough else "the target itself is too short a training for one"
+    raise KodaError(f"--hours {budget / 3600:.3g} is too little for {FEWEST} rungs: {would}.")

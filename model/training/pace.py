@@ -1,0 +1,29 @@
+"""How long a step takes, on the devices that are here."""
+
+import time
+from statistics import median
+from typing import Any
+
+import jax
+
+from model.training.job import Job
+from model.training.training import Training
+
+TIMED = 10  # steps
+UNTIMED = 3  # before them
+
+
+def seconds_per_step(jobs: list[dict[str, Any]]) -> list[float]:
+    """The median of a few steps of each job (the fields of a Job), from fresh weights."""
+    return [_median(Training(Job.from_dict(job))) for job in jobs]
+
+
+def _median(training: Training) -> float:
+    with jax.set_mesh(training.mesh):
+        training.begin()
+        times = []
+        for number in range(UNTIMED + TIMED):
+            began = time.perf_counter()
+            jax.block_until_ready(training.advance(training.batch(number)))
+            times.append(time.perf_counter() - began)
+    return median(times[UNTIMED:])

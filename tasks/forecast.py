@@ -1,0 +1,80 @@
+"""What a run's pretraining is expected to reach, by a ladder; written down before its first step."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from model.config import LlamaConfig
+from model.errors import KodaError
+from model.files import read_json, write_json
+from model.ladder.figures import Forecasted, Ladder
+from model.ladder.law import forecast
+from model.ladder.rungs import size
+from model.training.job import Job
+from model.training.records import newest_step
+from tasks.progress import log_line
+from tasks.runs.paths import existing
+from tasks.typed import typed
+
+LADDER, RESULT = "ladder", "ladder.json"  # in a run's folder, and in that
+FORECAST = "forecast.json"  # in a training's folder
+
+
+def expect(training: Path, job: Job, name: str, text: str) -> None:
+    """Write into a training's folder what a ladder expects of it, before that begins.
+
+    `name`: the run whose ladder it is; empty: the training's own run, where it has one. `text`: the key of its tokens.
+    Raises KodaError for a ladder of another text, and for a run without one.
+    """
+    if newest_step(training) or not (name or read_ladder(training.parent)):
+        return
+    run = existing(name) if name else training.parent
+    expected = forecasted(run, job.model, job.recipe.steps * job.recipe.batch_size * job.sequence_length, text)
+    write_json(training / FORECAST, asdict(expected))
+    log_line(f"forecast   {in_words(expected)}")
+
+
+def forecasted(run: Path, shape: LlamaConfig, tokens: int, text: str = "") -> Forecasted:
+    """What the ladder of a run expects of a model of this shape after so many tokens.
+
+    Raises KodaError where the run has no ladder, and for one of another `text`, where that is known.
+    """
+    ladder, n = read_ladder(run), size(shape)
+    if ladder is None:
+        raise KodaError(f"run {run.name!r} has no finished ladder: `koda ladder {run.name}` makes it.")
+    if text and ladder.text != text:
+        raise KodaError(
+            f"the ladder of run {run.name!r} is of another text or tokenizer ({ladder.text[:12]}) than this run's "
+            f"({text[:12]}): its law says nothing about it."
+        )
+    points = [each.point for each in ladder.trainings]
+    return Forecasted(
+        ladder=run.name,
+        text=ladder.text,
+        n=n,
+        tokens=tokens,
+        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        forecast=forecast(points, n, tokens),
+        beyond=n * tokens / max(point.n * point.tokens for point in points),
+    )
+
+
+def read_ladder(run: Path) -> Ladder | None:
+    """The finished ladder of a run; None where it has none."""
+    path = run / LADDER / RESULT
+    return typed(Ladder, read_json(path)) if path.is_file() else None
+
+
+def read_forecast(training: Path) -> Forecasted | None:
+    """What was expected of a training before its first step; None where nothing was."""
+    path = training / FORECAST
+    return typed(Forecasted, read_json(path)) if path.is_file() else None
+
+
+def in_words(expected: Forecasted) -> str:
+    """A forecast as a person reads it."""
+    f = expected.forecast
+    return (
+        f"{f.loss:.3f} bits per byte held out ({f.low:.3f} to {f.high:.3f}), by the ladder of {expected.ladder}; "
+        f"{expected.beyond:.1f} times the compute of its largest training"
+    )

@@ -1,0 +1,209 @@
+"""A ladder: small trainings of a run's family on its own text, the law that fits them, and forecasts by it."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from model.data.shards import Shards
+from model.errors import KodaError
+from model.files import read_json, write_json
+from model.ladder.figures import Ladder, Training
+from model.ladder.law import LEAST, fit
+from model.ladder.rungs import FEWEST, SHARE, Rung, affordable, rungs, total_steps
+from model.training.job import Job
+from model.training.records import CHECKPOINTS, newest_step
+from tasks.evaluate import Evaluate
+from tasks.forecast import LADDER, RESULT
+from tasks.pretrain import Model, Pretrain, pretraining
+from tasks.progress import log_line
+from tasks.runs.record import Built
+from tasks.runs.up_to_date import stage_key
+from tasks.stage import retried_call
+from tasks.training import run_training
+from tasks.typed import typed
+
+PLAN, KEY = "plan.json", "key.json"  # in the ladder's folder
+RATES = (0.5, 2.0)  # times the preset's rate, tried with the shortest training of each rung
+SHARES = [SHARE * 2 ** (step / 2) for step in range(-10, 7)]  # of the target's compute, that a budget chooses from
+START = 10.0  # seconds of a process before it trains, where a budget is divided up
+EPOCHS = 4.0  # times that text is read before repeating it is worth clearly less (arXiv:2305.16264)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training of a ladder: where it lies, and the training whose beginning it shares."""
+
+    rung: Rung
+    job: Job
+    trunk: Job | None  # None: it has its beginning to itself
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.job.folder)
+
+    def figures(self, bits: float) -> Training:
+        recipe, rung = self.job.recipe, self.rung
+        tokens = recipe.steps * recipe.batch_size * self.job.sequence_length
+        return Training(rung.name, rung.n, recipe.steps, tokens, recipe.learning_rate, round(bits, 5))
+
+
+def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: Evaluate, hours: float) -> Ladder:
+    """Train, measure and fit the ladder of a run in its folder; it goes on where it was interrupted. `hours`: what it
+    may take on these devices; 0: each rung's longest training a tenth of the run's compute.
+
+    Raises KodaError where no ladder fits the settings or the hours.
+    """
+    if pretrain.schedule != "wsd":
+        raise KodaError(
+            f"pretrain.schedule = {pretrain.schedule}: the trainings of a ladder share their beginning, which a cosine "
+            "decides by its end. wsd would do."
+        )
+    key = stage_key(LADDER, 1, (model, pretrain, tokens, [hours, evaluate.max_bytes]))
+    folder = _own_folder(run, key)
+    base = pretraining(pretrain, model, tokens, folder)
+    base = replace(base, recipe=replace(base.recipe, snapshots=0, evaluate_every_steps=base.recipe.steps))
+    ladder = _planned(folder, base, pretrain, hours)
+    _check_text(ladder, base, tokens)
+    settings = pretrain.model_copy(update={"copy_to": ""})
+    finished = [figures for rung in ladder for figures in _trained(folder, rung, base, settings, tokens, evaluate)]
+    trainings = [each for each in finished if each.learning_rate == pretrain.learning_rate]
+    per_step = pretrain.batch_size * base.sequence_length
+    result = Ladder(
+        text=tokens.key,
+        trainings=trainings,
+        rates=[each for each in finished if each not in trainings],
+        law=fit([each.point for each in trainings]),
+        flops=sum(
+            6 * rung.n * per_step * (total_steps(rung, pretrain.decay_fraction) + len(RATES) * rung.steps[0])
+            for rung in ladder
+        ),
+    )
+    write_json(folder / RESULT, asdict(result))
+    return result
+
+
+def _own_folder(run: Path, key: str) -> Path:
+    """The ladder's folder; one that was built with other settings is set aside, not removed."""
+    folder = run / LADDER
+    if (folder / KEY).is_file() and (old := read_json(folder / KEY)["key"]) != key:
+        aside = folder.with_name(f"{LADDER}.{old[:8]}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        log_line(f"ladder     the one with other settings is now {aside}")
+    folder.mkdir(exist_ok=True)
+    write_json(folder / KEY, {"key": key})
+    return folder
+
+
+def _planned(folder: Path, base: Job, pretrain: Pretrain, hours: float) -> list[Rung]:
+    """The rungs, as an earlier attempt planned them or anew."""
+    if (folder / PLAN).is_file():
+        return typed(list[Rung], read_json(folder / PLAN))
+    recipe = base.recipe
+    tokens = recipe.steps * recipe.batch_size * base.sequence_length
+
+    def ladder(share: float) -> list[Rung]:
+        return rungs(base.model, tokens, recipe.batch_size, recipe.warmup_steps, share)
+
+    if hours:
+        plans = [(share, ladder(share)) for share in SHARES]
+        shapes = {rung.name: rung.model for _, plan in plans for rung in plan}
+        jobs = [asdict(replace(base, model=shape)) for shape in shapes.values()]
+        seconds = retried_call("model.training.pace:seconds_per_step", folder / "ladder.log", list[float], jobs=jobs)
+        planned = affordable(plans, dict(zip(shapes, seconds, strict=True)), recipe.decay_fraction, START, 3600 * hours)
+    else:
+        planned = ladder(SHARE)
+    if len(planned) < FEWEST or sum(len(rung.steps) for rung in planned) < LEAST:
+        raise KodaError(
+            f"pretrain.steps = {recipe.steps:,}: too few for a ladder, whose shortest trainings would hardly be past "
+            f"their warm-up of {recipe.warmup_steps}. More steps, or a smaller pretrain.warmup_steps, would do."
+        )
+    write_json(folder / PLAN, [asdict(rung) for rung in planned])
+    for rung in planned:
+        log_line(f"ladder     {rung.name}: N {rung.n / 1e6:.3g} M, {', '.join(f'{s:,}' for s in rung.steps)} steps")
+    return planned
+
+
+def _check_text(ladder: list[Rung], base: Job, tokens: Built) -> None:
+    """Raise KodaError where a training would read the text too often for a law of new text."""
+    available, per_step = len(Shards(tokens / "train")), base.recipe.batch_size * base.sequence_length
+    epochs = max(rung.steps[-1] * per_step / available for rung in ladder)
+    if epochs > EPOCHS:
+        raise KodaError(
+            f"the longest training of the ladder reads the {available:,} tokens {epochs:.1f} times: its law would be "
+            f"about text that is repeated. {EPOCHS:g} times are all right; use more text, or fewer pretrain.steps."
+        )
+    if epochs > 1:
+        log_line(f"ladder     the longest training reads the text {epochs:.1f} times")
+
+
+def planned_trainings(folder: Path, rung: Rung, base: Job) -> Iterator[Planned]:
+    """The trainings of a rung, in the order in which they are trained."""
+
+    def job(steps: int, rate: float) -> Job:
+        suffix = "" if rate == base.recipe.learning_rate else f"-{rate:g}"
+        recipe = replace(base.recipe, steps=steps, learning_rate=rate)
+        return replace(base, model=rung.model, recipe=recipe, folder=str(folder / f"{rung.name}-{steps}{suffix}"))
+
+    rate = base.recipe.learning_rate
+    longest = job(rung.steps[-1], rate)
+    for steps in rung.steps[:-1]:
+        yield Planned(rung, job(steps, rate), longest)
+    yield Planned(rung, longest, None)
+    for times in RATES:
+        yield Planned(rung, job(rung.steps[0], times * rate), None)
+
+
+def _trained(
+    folder: Path, rung: Rung, base: Job, pretrain: Pretrain, tokens: Built, evaluate: Evaluate
+) -> list[Training]:
+    """Train and measure a rung, where an earlier attempt has not."""
+    done = folder / f"{rung.name}.json"
+    if done.is_file():
+        return typed(list[Training], read_json(done))
+    every = list(planned_trainings(folder, rung, base))
+    for each in every:
+        recipe = each.job.recipe
+        if each.trunk is not None:
+            branch = recipe.decay_start()
+            _to_step(each.trunk, branch, pretrain, rung.name)
+            _copy_checkpoint(Path(each.trunk.folder), each.folder, branch)
+        _to_step(each.job, recipe.steps, pretrain, rung.name)
+    last = [each.folder / CHECKPOINTS / str(each.job.recipe.steps) for each in every]
+    measured = retried_call(
+        "model.evaluation.suite:text_bits",
+        folder / "ladder.log",
+        list[float],
+        models=[str(path) for path in last],
+        tokens=tokens.folder,
+        max_bytes=evaluate.max_bytes,
+    )
+    figures = [each.figures(bits) for each, bits in zip(every, measured, strict=True)]
+    write_json(done, [asdict(each) for each in figures])
+    for each in every:  # the curves stay; a checkpoint has the optimizer in it
+        shutil.rmtree(each.folder / CHECKPOINTS, ignore_errors=True)
+    for result in figures:
+        log_line(
+            f"ladder     {rung.name}, {result.steps:,} steps at {result.learning_rate:g}: "
+            f"{result.bits_per_byte:.4f} bits per byte"
+        )
+    return figures
+
+
+def _to_step(job: Job, step: int, pretrain: Pretrain, label: str) -> None:
+    """Train to a step, where it is not there yet."""
+    if newest_step(Path(job.folder)) < step:
+        Path(job.folder).mkdir(exist_ok=True)
+        run_training(label, job, [step], pretrain)
+
+
+def _copy_checkpoint(source: Path, target: Path, step: int) -> None:
+    """Give a training the checkpoint that another one's first steps are; the commit file comes last, by the rename."""
+    checkpoint, place = source / CHECKPOINTS / str(step), target / CHECKPOINTS / str(step)
+    if newest_step(target) >= step or not checkpoint.exists():  # without it, it makes these steps itself
+        return
+    aside = place.with_name(f".{step}.copying")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(checkpoint, aside)
+    aside.rename(place)

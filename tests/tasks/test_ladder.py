@@ -1,0 +1,151 @@
+"""A ladder of three sizes, trained for real by the supervised trainer."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.config import load, parsed
+from model.errors import KodaError
+from model.files import read_json
+from model.ladder import rungs
+from model.ladder.figures import Ladder
+from model.training.job import Job
+from model.training.records import JOB, read_metrics
+from tasks import forecast, ladder
+from tasks.reports.ladder_page import as_lines, page
+from tasks.runs.record import Built, read_built
+from tests.pipeline import SMALL
+
+STEPS = 400
+SETTINGS = {key: value for key, value in SMALL.items() if key.startswith(("tokenize.", "model.", "pretrain."))}
+CONFIG = load("tiny", parsed({**SETTINGS, "pretrain.steps": str(STEPS)}))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Path:
+    """A run whose text is tokenized."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    shutil.copytree(small_run / "runs/small/tokenize", folder / "tokenize")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(run: Path) -> Built:
+    built = read_built(run, "tokenize")
+    assert built is not None
+    return built
+
+
+def build(run: Path, tokens: Built, hours: float = 0.0) -> Ladder:
+    return ladder.build(run, tokens, CONFIG.model, CONFIG.pretrain, CONFIG.evaluate, hours)
+
+
+@pytest.fixture(scope="module")
+def built(run: Path, tokens: Built, prefect_server: None) -> Ladder:
+    """Interrupted in the middle of its second size, and gone on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rungs, "ENDS", (1 / 2, 1))
+        patch.setattr(ladder, "RATES", (2.0,))
+        trainings: list[str] = []
+
+        def interrupted(label: str, job: Job, ends: list[int], settings: object) -> object:
+            trainings.append(job.folder)
+            if len(trainings) == 6:
+                raise KeyboardInterrupt
+            return run_training(label, job, ends, settings)  # type: ignore[arg-type]
+
+        run_training = ladder.run_training
+        patch.setattr(ladder, "run_training", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(run, tokens)
+        before = len(trainings)
+        finished = build(run, tokens)
+        assert len(trainings) == before + 7  # four of each size, and one that was begun again
+        assert build(run, tokens) == finished and len(trainings) == before + 7
+        return finished
+
+
+def test_training_that_shares_its_beginning_is_the_one_that_it_would_have_been_alone(
+    run: Path, built: Ladder, tmp_path: Path
+) -> None:
+    """To the bit: the plateau up to the decay is the same training, step by step."""
+    shorter = built.trainings[0]
+    branched = run / "ladder" / f"{shorter.rung}-{shorter.steps}"
+    job = replace(Job.read(branched / "job.json"), folder=str(tmp_path), cache=None)
+    job.write(tmp_path / JOB)
+    command = [sys.executable, "-P", "-m", "model.training", str(tmp_path / JOB), str(job.recipe.steps)]
+    subprocess.run(command, check=True)
+    alone, with_others = read_metrics(tmp_path), read_metrics(branched)
+    assert with_others.heldout[-1].heldout_loss == alone.heldout[-1].heldout_loss
+    assert with_others.training[-1].loss == alone.training[-1].loss
+    assert with_others.training[0].step > alone.training[0].step  # its first steps are the longer one's
+
+
+def test_ladder_measures_every_training_and_fits_a_law(run: Path, built: Ladder) -> None:
+    assert len(built.trainings) == 6 and len(built.rates) == 3
+    assert all(2 < each.bits_per_byte < 6 for each in built.trainings)
+    rate = CONFIG.pretrain.learning_rate
+    assert {each.learning_rate for each in built.trainings} == {rate}
+    assert {each.learning_rate for each in built.rates} == {2 * rate}
+    for each in built.trainings:
+        assert built.law(each.n, each.tokens) == pytest.approx(each.bits_per_byte, rel=0.05)
+    assert not list((run / "ladder").glob("*/checkpoints")) and list((run / "ladder").glob("*/metrics.jsonl"))
+
+
+def test_forecast_is_written_before_the_first_step_and_only_for_the_same_text(
+    run: Path, built: Ladder, tokens: Built
+) -> None:
+    job = CONFIG.pretrain.job(
+        CONFIG.model.llama(512), folder=str(run / "pretrain"), train="", heldout="", end_of_text=0
+    )
+    (run / "pretrain").mkdir()
+    forecast.expect(run / "pretrain", job, "", tokens.key)
+    expected = forecast.read_forecast(run / "pretrain")
+    assert expected is not None and expected.forecast.low < expected.forecast.loss < expected.forecast.high
+    assert expected.tokens == STEPS * CONFIG.pretrain.batch_size * 64 and 9 < expected.beyond < 11
+    for step in ("checkpoints/20",):
+        (run / "pretrain" / step).mkdir(parents=True)
+        (run / "pretrain" / step / "COMMIT.json").touch()
+    forecast.expect(run / "pretrain", job, "", "of another text")  # it has begun: what was said stays
+    assert forecast.read_forecast(run / "pretrain") == expected
+    shutil.rmtree(run / "pretrain/checkpoints")
+    with pytest.raises(KodaError, match=f"another text or tokenizer .{tokens.key[:12]}.*of another"):
+        forecast.expect(run / "pretrain", job, "", "of another text")
+
+
+def test_page_and_lines_show_the_trainings_and_the_forecast(run: Path, built: Ladder) -> None:
+    html = page(run, built, CONFIG.model.llama(512), STEPS * 8 * 64).read_text(encoding="utf-8")
+    for each in built.trainings:
+        assert f"{each.bits_per_byte:.4f}" in html
+    assert "is expected to reach" in html and "The best size for a budget" in html and "<script" not in html
+    assert any(built.trainings[0].rung in line for line in as_lines(run))
+
+
+def test_ladder_of_other_settings_is_set_aside(run: Path, built: Ladder, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "small")
+    old = read_json(folder / "ladder/key.json")["key"]
+    ladder._own_folder(folder, "other")
+    assert not list((folder / "ladder").glob("*/metrics.jsonl"))
+    assert (folder / f"ladder.{old[:8]}/ladder.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain.schedule": "cosine"}, "share their beginning"),
+        ({"pretrain.steps": "12"}, "too few for a ladder"),
+        ({"model.num_attention_heads": "2", "model.num_key_value_heads": "2"}, "3 smaller sizes"),
+        ({"pretrain.steps": "200000"}, r"reads the [\d,]+ tokens [\d.]+ times"),
+    ],
+)
+def test_ladder_that_cannot_be_is_refused_before_any_training(
+    tmp_path: Path, tokens: Built, changes: dict[str, str], message: str
+) -> None:
+    config = load("tiny", parsed(SETTINGS | changes))
+    with pytest.raises(KodaError, match=message):
+        ladder.build(tmp_path, tokens, config.model, config.pretrain, config.evaluate, 0.0)
+    assert not list(tmp_path.glob("ladder/*/job.json"))
