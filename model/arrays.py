@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from model.files import COMMIT, disk_full, read_json, write_json
+from model.errors import KodaError
+from model.files import COMMIT, disk_full, read_field, read_object, write_json
 
 ARRAYS = "arrays"
 PART_BYTES = 128_000_000  # of the arrays that Orbax writes at once: it needs nearly twice as much memory for them
@@ -103,9 +104,11 @@ def committed(folder: Path) -> bool:
 def facts(folder: Path) -> dict[str, Any]:
     """The content of the commit file. Raises Corrupt where it cannot be read."""
     try:
-        return read_json(folder / COMMIT)
-    except (OSError, ValueError):
-        raise Corrupt(f"{folder} has no readable {COMMIT}: its save did not finish") from None
+        written = read_object(folder / COMMIT)
+        read_field(written, "arrays", dict, folder / COMMIT)
+    except (OSError, KodaError):
+        raise Corrupt(f"{folder} has no readable {COMMIT}: its save did not finish, or the disk lost it") from None
+    return written
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,15 @@ from model.errors import KodaError
 
 CHECKSUMS = "CHECKSUMS"
 COMMIT = "COMMIT.json"  # marks a folder of arrays as complete
+# What `read_field` requires of a value.
+KINDS = {
+    bool: "true or false",
+    int: "a positive whole number",
+    float: "a positive number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
 
 
 @contextmanager
@@ -60,6 +70,46 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise KodaError(f"{path} is not JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises KodaError for a file that is not a JSON object."""
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise KodaError(f"{path} is not a JSON object.")
+    return raw
+
+
+def read_field(raw: dict[str, Any], name: str, kind: type, where: object, default: Any = ...) -> Any:
+    """A field of what was read from the file `where`; `default` where it has none.
+
+    Raises KodaError, by the field's name, for a value that is not what KINDS has for this kind, and for a missing one
+    without a default.
+    """
+    value = raw.get(name, default)
+    if value is ...:
+        raise KodaError(f"{where} has no {name}.")
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if value is not default and not (fits and (kind not in (int, float) or 0 < value < math.inf)):
+        raise KodaError(f"{where}: {name} = {value!r:.80} is not {KINDS[kind]}.")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """Raises KodaError for a file that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise KodaError(f"{path} is not UTF-8: {error}") from None
+
+
+@contextmanager
+def in_file(path: object) -> Iterator[None]:
+    """A KodaError of the block begins with the file's path, and is one line."""
+    try:
+        yield
+    except KodaError as error:
+        raise KodaError(f"{path}: {error}".replace("\n", " ")) from None
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.data.vocabulary import Vocabulary
-from model.errors import KodaError
+from model.errors import KodaError, one_line
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -107,10 +107,7 @@ def check(vocabulary: Vocabulary) -> None:
     if not vocabulary.special.template:
         return
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"}] * 2
-    try:
-        ids, trained = encode(vocabulary, messages)
-    except TemplateError as error:
-        raise KodaError(f"the chat template of the tokenizer fails: {error}. {_CURE}") from None
+    ids, trained = encode(vocabulary, messages)
     if sum(token in vocabulary.stops for token, learned in zip(ids, trained, strict=True) if learned) != 2:
         ends = ", ".join(map(vocabulary.text_of, vocabulary.stops))
         raise KodaError(f"the chat template of the tokenizer ends no answer with {ends}. {_CURE}")
@@ -131,7 +128,7 @@ def encode(
     """The token ids of a conversation. The assistant's messages are trained, and with `train_end` the token after each
     that ends it: a model that was not trained on it never stops an answer. Those with the numbers `unlearned` are not.
 
-    Raises KodaError for a template that shows an answer otherwise than it asks for it.
+    Raises KodaError for a template that fails, or shows an answer otherwise than it asks for it.
     """
     text = _render(vocabulary, messages, False)
     learned = []  # where the answers are in the text
@@ -160,9 +157,12 @@ def _render(vocabulary: Vocabulary, messages: list[Message], generate: bool = Fa
     bos, end = (
         (vocabulary.text_of(vocabulary.special.bos), vocabulary.text_of(vocabulary.stops[0])) if own else ("", END)
     )
-    return _compiled(own or TEMPLATE).render(
-        messages=messages, bos_token=bos, eos_token=end, add_generation_prompt=generate
-    )
+    try:
+        return _compiled(own or TEMPLATE).render(
+            messages=messages, bos_token=bos, eos_token=end, add_generation_prompt=generate
+        )
+    except Exception as error:  # a template raises what Python does: TypeError, ZeroDivisionError
+        raise KodaError(f"the chat template of the tokenizer fails: {one_line(error)}. {_CURE}") from None
 
 
 def _encode(vocabulary: Vocabulary, text: str) -> Iterator[tuple[int, int]]:

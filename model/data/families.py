@@ -6,11 +6,14 @@ a tenth of all strings differently. So a tokenizer is one of these forms, or it 
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from model.errors import KodaError
+from model.files import read_field
 
 
 class Family(NamedTuple):
@@ -41,51 +44,80 @@ STEPS: dict[str, tuple[str, ...]] = {
 IGNORE_MERGES = {LLAMA3}
 
 
-def family(raw: dict[str, Any], where: str) -> Family:
-    """The form of a tokenizer.json. Raises KodaError, by what differs, for one that no export could carry."""
+def _refusal(where: str, what: object) -> KodaError:
+    return KodaError(
+        f"{where}: {what} is not in a tokenizer that the exports can carry: byte-level BPE as GPT-2's, SmolLM's, "
+        "Llama 3's or DeepSeek-Coder's, or SentencePiece BPE as Llama 2's."
+    )
 
-    def refuse(what: object) -> KodaError:
-        return KodaError(
-            f"{where}: {what} is not in a tokenizer that the exports can carry: byte-level BPE as GPT-2's, SmolLM's, "
-            "Llama 3's or DeepSeek-Coder's, or SentencePiece BPE as Llama 2's."
-        )
 
-    model = raw.get("model") or {}
+@contextmanager
+def parsing(where: object) -> Iterator[None]:
+    """Raises KodaError where `tokenizers` cannot build a tokenizer from what the file `where` has."""
+    try:
+        yield
+    except BaseException as error:  # a panic in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise KodaError(f"{where} cannot be read as a tokenizer: {error}") from None
+
+
+def check_model(raw: dict[str, Any], where: str) -> None:
+    """Raise KodaError for a tokenizer.json with another model than plain BPE: `tokenizers` panics at some of these."""
+    model = read_field(raw, "model", dict, where, {})
     if model.get("type") != "BPE":
-        raise refuse(f"a model of type {model.get('type')}")
+        raise _refusal(where, f"a model of type {model.get('type')}")
     if model.get("dropout"):
         raise KodaError(f"{where}: dropout = {model['dropout']} would encode a text differently each time. Remove it.")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise _refusal(where, f"{name} = {model[name]!r}")
+
+
+def family(raw: dict[str, Any], where: str) -> Family:
+    """The form of a tokenizer.json that `tokenizers` reads. Raises KodaError, by what differs, for one that no export
+    could carry."""
     for token in raw.get("added_tokens", ()):
         for name in ("lstrip", "rstrip", "single_word"):
-            if token.get(name):
-                raise refuse(f"the added token {token['content']!r} with {name}")
-    normalizer, names = _normalizer(raw.get("normalizer")), _steps(raw.get("pre_tokenizer"))
+            if token[name]:
+                raise _refusal(where, f"the added token {token['content']!r} with {name}")
+    form = _form(raw, where)
+    actual, usual = raw["decoder"] or {}, json.loads(decoder(form).__getstate__())
+    if usual["type"] == "ByteLevel":  # its settings change nothing in decoding
+        actual, usual = actual.get("type"), "ByteLevel"
+    if actual != usual:
+        raise _refusal(where, f"the decoder {json.dumps(raw['decoder'], ensure_ascii=False)}")
+    return form
+
+
+def _form(raw: dict[str, Any], where: str) -> Family:
+    model, normalizer, names = raw["model"], _normalizer(raw["normalizer"]), _steps(raw["pre_tokenizer"])
     if model.get("byte_fallback"):
-        return _sentencepiece(raw, normalizer, names, refuse)
+        return _sentencepiece(raw, normalizer, names, where)
     if normalizer:
-        raise refuse(f"the normalizer {' + '.join(normalizer)}")
+        raise _refusal(where, f"the normalizer {' + '.join(normalizer)}")
     skips = bool(model.get("ignore_merges"))
     for pre, steps in STEPS.items():
         if names == steps and skips == (pre in IGNORE_MERGES):
             return Family("gpt2", pre)
-    raise refuse(f"the pre-tokenizer {' + '.join(names) or 'None'}{' with ignore_merges' * skips}")
+    raise _refusal(where, f"the pre-tokenizer {' + '.join(names) or 'None'}{' with ignore_merges' * skips}")
 
 
-def _sentencepiece(raw: dict[str, Any], normalizer: tuple[str, ...], names: tuple[str, ...], refuse: Any) -> Family:
+def _sentencepiece(raw: dict[str, Any], normalizer: tuple[str, ...], names: tuple[str, ...], where: str) -> Family:
     if normalizer == ("Prepend", "Replace") and not names:
         form = Family("llama", "default", True)
     elif (normalizer == ("Replace",) and not names) or (not normalizer and names == ("Metaspace(never)",)):
         form = Family("llama", "default", False)
     else:
         # Metaspace adds no space before a text that begins with one, or after a special token; llama.cpp does.
-        raise refuse(f"the pre-tokenizer {' + '.join((*normalizer, *names)) or 'None'} with byte_fallback")
+        raise _refusal(where, f"the pre-tokenizer {' + '.join((*normalizer, *names)) or 'None'} with byte_fallback")
     added = {token["content"]: token for token in raw.get("added_tokens", ())}
     if loose := [text for text, token in added.items() if token["special"] and token["normalized"]]:
-        raise refuse(f"the special token {loose[0]!r} with normalized = true")
+        raise _refusal(where, f"the special token {loose[0]!r} with normalized = true")
     made = {left + right for left, right in map(pair, raw["model"]["merges"])}
     unmade = [token for token in raw["model"]["vocab"] if len(token) > 1 and token not in made and token not in added]
     if lost := [token for token in unmade if not BYTE.fullmatch(token)]:
-        raise refuse(f"the token {lost[0]!r} (of {len(lost)}), which no merge makes but SentencePiece would,")
+        raise _refusal(where, f"the token {lost[0]!r} (of {len(lost)}), which no merge makes but SentencePiece would,")
     return form
 
 
@@ -141,6 +173,14 @@ def pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
         else:
             steps.append(pre_tokenizers.Split(Regex(step), "isolated"))
     return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+
+
+def decoder(form: Family) -> decoders.Decoder:
+    """What makes text of the tokens of this form."""
+    if form.model == "gpt2":
+        return decoders.ByteLevel()
+    strip = [decoders.Strip(" ", 1, 0)] if form.space_prefix else []
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def sentencepiece_normalizer(space_prefix: bool) -> normalizers.Normalizer:

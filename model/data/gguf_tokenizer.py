@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader, GGUFWriter, TokenType
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, models
 
-from model.data.families import BYTE, IGNORE_MERGES, SPACE, STEPS, Family, pair, pre_tokenizer, sentencepiece_normalizer
-from model.data.special import Special
+from model.data.families import (
+    BYTE,
+    IGNORE_MERGES,
+    SPACE,
+    STEPS,
+    Family,
+    decoder,
+    pair,
+    parsing,
+    pre_tokenizer,
+    sentencepiece_normalizer,
+)
+from model.data.special import Special, known
 from model.data.vocabulary import Vocabulary, begin_with
 from model.errors import KodaError
+from model.files import read_field
 
 UNSCORED = -1e9  # of a row that is no token
 # Names under which llama.cpp looks for further tokens that end an answer, beside `eos`.
@@ -91,25 +103,31 @@ def read_file(path: Path) -> Vocabulary:
 
 def read(reader: GGUFReader, path: Path) -> Vocabulary:
     """The vocabulary of an open file. Raises KodaError for a form that Koda does not know."""
+    metadata = {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")}
 
-    def of(key: str, default: Any = None) -> Any:
-        field = reader.get_field(f"tokenizer.{key}")
-        return default if field is None else field.contents()
+    def of(key: str, kind: type, default: Any = ...) -> Any:
+        return read_field(metadata, f"tokenizer.{key}", kind, path, default)
 
-    model, pre, space_prefix = of("ggml.model"), of("ggml.pre", "default"), of("ggml.add_space_prefix", True)
-    texts, types = of("ggml.tokens"), of("ggml.token_type")
-    if texts is None or types is None:
-        raise KodaError(f"{path} has no tokenizer.")
+    model, pre = of("ggml.model", str), of("ggml.pre", str, "default")
+    space_prefix = of("ggml.add_space_prefix", bool, True)
+    texts, types = of("ggml.tokens", list), of("ggml.token_type", list)
     tokens = dict(zip(texts, range(len(texts)), strict=True))
+    if len({len(texts), len(types), len(tokens)}) > 1:
+        raise KodaError(
+            f"{path}: {len(texts)} tokens of {len(tokens)} spellings and {len(types)} types; all must be as many."
+        )
     used = {text: number for text, number in tokens.items() if types[number] != TokenType.UNUSED}
     if model == "llama":
-        form = Family("llama", "default", bool(space_prefix))
-        tokenizer = _sentencepiece(used, types, of("ggml.scores"), bool(space_prefix))
+        form = Family("llama", "default", space_prefix)
+        scores = of("ggml.scores", list)
+        with parsing(path):
+            tokenizer = _sentencepiece(used, types, scores, form)
     elif model == "gpt2" and pre in STEPS:
         form = Family("gpt2", pre)
-        merges = [pair(merge) for merge in of("ggml.merges")]
-        tokenizer = Tokenizer(models.BPE(used, merges, ignore_merges=pre in IGNORE_MERGES))
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer(pre), decoders.ByteLevel()
+        merges = of("ggml.merges", list)
+        with parsing(path):
+            tokenizer = Tokenizer(models.BPE(used, [*map(pair, merges)], ignore_merges=pre in IGNORE_MERGES))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer(pre), decoder(form)
     else:
         raise KodaError(
             f"{path}: its tokenizer is {model!r} with pre-tokenizer {pre!r}; Koda reads `llama`, and `gpt2` with "
@@ -119,27 +137,31 @@ def read(reader: GGUFReader, path: Path) -> Vocabulary:
     for kind, special in kinds:
         added = [AddedToken(text, special=special, normalized=False) for text in used if types[used[text]] == kind]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    bos, begins = of("ggml.bos_token_id"), bool(of("ggml.add_bos_token", model == "llama" or pre in IGNORE_MERGES))
-    listed = [of("ggml.eos_token_id"), *(of(f"ggml.{name}_token_id") for name in FURTHER_ENDS)]
+
+    def token(role: str) -> int | None:
+        field = f"tokenizer.ggml.{role}_token_id"
+        return known(metadata[field], used.values(), f"{path}: {field}") if field in metadata else None
+
+    bos, begins = token("bos"), of("ggml.add_bos_token", bool, model == "llama" or pre in IGNORE_MERGES)
+    listed = map(token, ("eos", *FURTHER_ENDS))
     stops = tuple(dict.fromkeys(number for number in listed if number is not None))
     if not stops:
         raise KodaError(f"{path} names no token that ends a text (tokenizer.ggml.eos_token_id).")
-    begins = begins and bos is not None
-    if begins:
+    if begins := begins and bos is not None:
         begin_with(tokenizer, bos)
     special_tokens = Special(
         end=stops[0],
         stops=stops,
         bos=bos,
         begins=begins,
-        pad=of("ggml.padding_token_id"),
-        unknown=of("ggml.unknown_token_id"),
-        template=of("chat_template", ""),
+        pad=token("padding"),
+        unknown=token("unknown"),
+        template=of("chat_template", str, ""),
     )
     return Vocabulary(tokenizer, special_tokens, form)
 
 
-def _sentencepiece(used: dict[str, int], types: list[int], scores: list[float], space_prefix: bool) -> Tokenizer:
+def _sentencepiece(used: dict[str, int], types: list[int], scores: list[float], form: Family) -> Tokenizer:
     """BPE from SentencePiece's scores: every pair of tokens whose text is a token is a merge, the best score first."""
     normal = {text: number for text, number in used.items() if types[number] == TokenType.NORMAL}
     merges = [
@@ -157,9 +179,5 @@ def _sentencepiece(used: dict[str, int], types: list[int], scores: list[float], 
         byte_fallback=True,
     )
     tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = sentencepiece_normalizer(space_prefix)
-    strip = [decoders.Strip(" ", 1, 0)] if space_prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    tokenizer.normalizer, tokenizer.decoder = sentencepiece_normalizer(bool(form.space_prefix)), decoder(form)
     return tokenizer

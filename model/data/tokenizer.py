@@ -3,23 +3,23 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from model.data import gguf_tokenizer, special
-from model.data.families import GPT2, Family, family, pre_tokenizer
+from model.data.families import GPT2, Family, check_model, decoder, family, parsing, pre_tokenizer
 from model.data.special import END_OF_TEXT, Special
 from model.data.vocabulary import FILE, SPECIAL, Vocabulary, begin_with
 from model.errors import KodaError
-from model.files import read_json, sha256
+from model.files import read_object, sha256
 
 REPOSITORY = "openai-community/gpt2"
 GPT2_FILES = {  # and the sha256 of the files that OpenAI published
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "ac33235097fe06d4a8fff0feac994644809e6eb6ab70669e1e9fd40ae032428e",
 }
-# What decides the special tokens of a Hugging Face folder, beside tokenizer.json.
-NAMING = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")  # of a tokenizer.json, beside model and tokens
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Vocabulary:
@@ -42,7 +42,7 @@ def fingerprint(source: str) -> str:
     if source == "gpt2":
         return " ".join(GPT2_FILES.values())
     files = _files(source)
-    beside = [path for name in NAMING if (path := files[0].parent / name).is_file()] if Path(source).is_dir() else []
+    beside = special.files(Path(source)) if Path(source).is_dir() else []
     return " ".join(map(sha256, [*files, *beside]))
 
 
@@ -80,10 +80,7 @@ def _files(source: str) -> tuple[Path, ...]:
         return pair
     if not file.is_file():
         if (path / "tokenizer.model").is_file():
-            raise KodaError(
-                f"{path} has no tokenizer.json, and tokenizer.model alone is not read. In that folder, transformers' "
-                "AutoTokenizer.from_pretrained('.').save_pretrained('.') writes one."
-            )
+            raise KodaError(f"{path} has no tokenizer.json, and tokenizer.model alone is not read. {special.CURE}")
         raise KodaError(
             f"tokenize.tokenizer = {source!r}: no tokenizer there. Use `train`, `gpt2`, a tokenizer.json, a .gguf "
             "file, or a folder with tokenizer.json or with vocab.json and merges.txt."
@@ -99,10 +96,7 @@ def load(source: str) -> Vocabulary:
     """
     first, *second = _files(source)
     if second:
-        tokenizer = gpt2_form(models.BPE.from_file(str(first), str(second[0])))
-        tokens = special.koda(tokenizer, f"tokenize.tokenizer = {source!r}")
-        tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-        return Vocabulary(tokenizer, tokens, Family("gpt2", GPT2))
+        return _read_pair(first, second[0], published=source == "gpt2")
     if first.suffix == ".gguf":
         return gguf_tokenizer.read_file(first)
     return _read(first, folder=Path(source).is_dir())
@@ -110,15 +104,15 @@ def load(source: str) -> Vocabulary:
 
 def _read(file: Path, folder: bool) -> Vocabulary:
     """A tokenizer.json. In a run a file beside it has its special tokens; in a `folder`, Hugging Face's files do."""
-    raw = read_json(file)
-    form = family(raw, str(file))
+    raw = read_object(file)
+    check_model(raw, str(file))
     changed = bool(raw.get("truncation") or raw.get("padding"))  # a program that used them may have left them on
-    try:
+    with parsing(file):
         tokenizer = Tokenizer.from_str(json.dumps({**raw, "truncation": None, "padding": None}))
-    except Exception as error:  # `tokenizers` raises nothing more special
-        raise KodaError(f"{file} cannot be read as a tokenizer: {error}") from None
+    raw |= _parts(tokenizer)
+    form = family(raw, str(file))
     if (file.parent / SPECIAL).is_file():
-        named = read_json(file.parent / SPECIAL)
+        named = read_object(file.parent / SPECIAL)
         tokens = Special(**{**named, "stops": tuple(named["stops"])})
     elif folder:
         tokens = special.from_hf(file.parent, raw, tokenizer)
@@ -130,8 +124,28 @@ def _read(file: Path, folder: bool) -> Vocabulary:
     return Vocabulary(tokenizer, tokens, form, "" if changed else file.read_text(encoding="utf-8"))
 
 
+def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The PARTS of a tokenizer as `tokenizers` writes them: each with all its fields."""
+    parts = {name: getattr(tokenizer, name) for name in PARTS}
+    return {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
+
+
+def _read_pair(vocabulary: Path, merges: Path, published: bool) -> Vocabulary:
+    """A vocab.json and a merges.txt. Files beside those that are not GPT-2's, as `published`, name special tokens."""
+    with parsing(f"{vocabulary} with {merges.name}"):
+        tokenizer = gpt2_form(models.BPE.from_file(str(vocabulary), str(merges)))
+    if published:
+        tokens = special.koda(tokenizer, str(vocabulary))
+    else:
+        special.check_pair(vocabulary.parent)
+        tokens = special.from_hf(vocabulary.parent, _parts(tokenizer), tokenizer)
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+    return Vocabulary(tokenizer, tokens, Family("gpt2", GPT2))
+
+
 def gpt2_form(model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer(GPT2)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoder(Family("gpt2", GPT2))
     return tokenizer

@@ -16,7 +16,7 @@ from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.export import gguf_file, tensors
 from model.export.formats import hf, mlx
-from model.files import read_json
+from model.files import read_json, read_object
 from model.llama import Llama
 from model.stored import Stored
 from model.training.records import JOB
@@ -59,7 +59,7 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
         )
     if not (path / "tokenizer.json").is_file():
         raise KodaError(f"{path} has no tokenizer.json.")
-    raw = read_json(path / "config.json")
+    raw = read_object(path / "config.json")
     stored = mlx.read(path) if "quantization" in raw or _written_by_mlx(path) else hf.read(path)
     return _subject(path, stored, tokenizers.load(str(path)))
 

@@ -14,8 +14,8 @@ from model.data import chat, gguf_tokenizer
 from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.export.about import About
-from model.export.names import from_hf, shapes, to_hf
-from model.files import atomic_write
+from model.export.names import check_tensors, from_hf, shapes, to_hf
+from model.files import atomic_write, in_file, read_field
 from model.rope import frequencies
 from model.stored import Stored
 
@@ -26,6 +26,7 @@ TYPES = {
     "F16": (Type.F16, LlamaFileType.MOSTLY_F16),
     "Q8_0": (Type.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
+HALF = {"float16": Type.F16, "bfloat16": Type.BF16}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -82,20 +83,15 @@ def read(path: Path) -> Stored:
 def stored(reader: GGUFReader, path: Path) -> Stored:
     """The same of a file that is open already: with a large vocabulary, opening one takes seconds."""
     shape = read_shape(reader, path)
-    names = {gguf_name(name): name for name in shapes(shape)}
-    tensors: dict[str, np.ndarray] = {}
-    for tensor in reader.tensors:
-        if tensor.name == ROPE_FREQS:
-            continue  # `read_shape` has read it
-        if tensor.name not in names:
-            raise KodaError(f"{path}: {tensor.name} has no place in a Llama as Koda computes it.")
-        name = names[tensor.name]
-        tensors[name] = _turned(name, _numbers(tensor, path), shape, halves)
-    for name, expected in shapes(shape).items():
-        if name not in tensors or tensors[name].shape != expected:
-            actual = tensors[name].shape if name in tensors else "missing"
-            raise KodaError(f"{path}: {gguf_name(name)} is {actual}; of this shape it would be {expected}.")
+    numbers = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {name: _turned(name, _numbers(numbers[gguf_name(name)], path), shape, halves) for name in shapes(shape)}
     return Stored(shape, from_hf(tensors, shape.num_hidden_layers))
+
+
+def matrix_type(reader: GGUFReader) -> str:
+    """The type of all its matrices, if that is float16 or bfloat16; else float32, which the others become."""
+    types = {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) > 1}
+    return next((name for name, type_ in HALF.items() if types == {type_}), "float32")
 
 
 def _numbers(tensor: ReaderTensor, path: Path) -> np.ndarray:
@@ -162,47 +158,59 @@ def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:
 
 
 def read_shape(reader: GGUFReader, path: Path) -> LlamaConfig:
-    """The shape that a file's metadata describes. Missing numbers are those that llama.cpp assumes."""
+    """The shape that a file's metadata describes. Missing numbers are those that llama.cpp assumes.
 
-    def of(key: str, default: Any = None) -> Any:
-        number = value(reader, f"{ARCHITECTURE}.{key}", default)
-        if number is None:
-            raise KodaError(f"{path}: the metadata has no {ARCHITECTURE}.{key}.")
-        return number
+    Raises KodaError where its tensors are not of this shape.
+    """
+    metadata = {name: value(reader, name) for name in reader.fields if name.startswith(f"{ARCHITECTURE}.")}
+
+    def of(key: str, kind: type, default: Any = ...) -> Any:
+        return read_field(metadata, f"{ARCHITECTURE}.{key}", kind, path, default)
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if gguf_name("model.embed_tokens.weight") not in tensors:
         raise KodaError(f"{path}: {gguf_name('model.embed_tokens.weight')} is missing.")
-    scaling = of("rope.scaling.type", "none")
+    scaling = of("rope.scaling.type", str, "none")
     if scaling not in ("none", "linear", "yarn"):
         raise KodaError(f"{path}: rope scaling of kind {scaling!r} is not known to Koda.")
-    size = of("attention.key_length", of("embedding_length") // of("attention.head_count"))
-    if of("attention.value_length", size) != size or of("rope.dimension_count", size) != size:
+    width, heads = of("embedding_length", int), of("attention.head_count", int)
+    size = of("attention.key_length", int, width // heads)
+    if of("attention.value_length", int, size) != size or of("rope.dimension_count", int, size) != size:
         raise KodaError(f"{path}: keys, values and rotary positions have different sizes, which Koda's network cannot.")
-    shape = LlamaConfig(
-        vocab_size=int(tensors[gguf_name("model.embed_tokens.weight")].shape[1]),
-        hidden_size=of("embedding_length"),
-        num_hidden_layers=of("block_count"),
-        num_attention_heads=of("attention.head_count"),
-        num_key_value_heads=of("attention.head_count_kv", of("attention.head_count")),
-        intermediate_size=of("feed_forward_length"),
-        max_position_embeddings=of("context_length"),
-        head_dim=size,
-        attention_bias=gguf_name("model.layers.0.self_attn.q_proj.bias") in tensors,
-        mlp_bias=gguf_name("model.layers.0.mlp.up_proj.bias") in tensors,
-        rope_theta=_float(of("rope.freq_base", 10000.0)),
-        rope_scaling=scaling,
-        rope_factor=_float(of("rope.scaling.factor", 1.0)),
-        rope_original_context=of("rope.scaling.original_context_length", 0),
-        rms_norm_eps=_float(of("attention.layer_norm_rms_epsilon")),
-        tie_word_embeddings=gguf_name("lm_head.weight") not in tensors,
-    )
+    fields = {
+        "vocab_size": _shape(tensors[gguf_name("model.embed_tokens.weight")])[0],
+        "hidden_size": width,
+        "num_hidden_layers": of("block_count", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": of("attention.head_count_kv", int, heads),
+        "intermediate_size": of("feed_forward_length", int),
+        "max_position_embeddings": of("context_length", int),
+        "head_dim": size,
+        "attention_bias": gguf_name("model.layers.0.self_attn.q_proj.bias") in tensors,
+        "mlp_bias": gguf_name("model.layers.0.mlp.up_proj.bias") in tensors,
+        "rope_theta": _float(of("rope.freq_base", float, 10000.0)),
+        "rope_scaling": scaling,
+        "rope_factor": _float(of("rope.scaling.factor", float, 1.0)),
+        "rope_original_context": of("rope.scaling.original_context_length", int, 0),
+        "rms_norm_eps": _float(of("attention.layer_norm_rms_epsilon", float)),
+        "tie_word_embeddings": gguf_name("lm_head.weight") not in tensors,
+    }
+    with in_file(path):
+        shape = LlamaConfig(**fields)
     if ROPE_FREQS in tensors:
-        stored_P = _numbers(tensors[ROPE_FREQS], path)
+        stored_P = _numbers(tensors.pop(ROPE_FREQS), path)
         shape = replace(shape, rope_scaling="llama3", rope_factor=_float(stored_P.max()), **LLAMA3)
-        if scaling != "none" or not np.allclose(stored_P, slowdown(shape), rtol=1e-4):
+        expected_P = slowdown(shape)
+        same = stored_P.shape == expected_P.shape and np.allclose(stored_P, expected_P, rtol=1e-4)
+        if scaling != "none" or not same:
             raise KodaError(f"{path}: {ROPE_FREQS} does not have the numbers of Llama 3's rope scaling.")
+    check_tensors({name: _shape(tensor) for name, tensor in tensors.items()}, shape, path, "its metadata", gguf_name)
     return shape
+
+
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    """A tensor's shape in transformers' order of axes."""
+    return tuple(int(length) for length in reversed(tensor.shape))
 
 
 def slowdown(shape: LlamaConfig) -> np.ndarray:

@@ -4,6 +4,7 @@ from typing import Any
 
 from model.config import LlamaConfig
 from model.errors import KodaError
+from model.files import in_file, read_field
 
 # Fields that config.json has in another form, or cannot have.
 OURS = {
@@ -75,43 +76,46 @@ def from_hf_config(raw: dict[str, Any], where: str) -> LlamaConfig:
 
     Raises KodaError, by the field's name, for what Koda's network cannot represent.
     """
-    if raw.get("model_type") != "llama" or "LlamaForCausalLM" not in raw.get("architectures", ["LlamaForCausalLM"]):
-        kind = "/".join([str(raw.get("model_type")), *raw.get("architectures", [])])
+    named = read_field(raw, "architectures", list, where, None) or []
+    if raw.get("model_type") != "llama" or (named and "LlamaForCausalLM" not in named):
+        kind = "/".join(map(str, [raw.get("model_type"), *named]))
         raise KodaError(f"{where}: the model is {kind}; Koda reads LlamaForCausalLM.")
     if "quantization_config" in raw or "quantization" in raw:
         raise KodaError(f"{where}: its weights are quantised; Koda reads float32, float16 and bfloat16.")
     for name, only in FIXED.items():
         if raw.get(name, only) != only:
             raise KodaError(f"{where}: {name} = {raw[name]!r} is not in Koda's network, which has {name} = {only!r}.")
-    fields = {name: raw.get(name, default) for name, default in DEFAULTS.items()}
-    fields["num_key_value_heads"] = raw.get("num_key_value_heads") or fields["num_attention_heads"]
-    fields["head_dim"] = raw.get("head_dim") or 0
-    return LlamaConfig(**fields, **_rope(raw, fields["max_position_embeddings"], where))
+    fields = {name: read_field(raw, name, type(default), where, default) for name, default in DEFAULTS.items()}
+    fields |= _rope(raw, fields["max_position_embeddings"], where)
+    kv_heads, size = (read_field(raw, name, int, where, None) for name in ("num_key_value_heads", "head_dim"))
+    with in_file(where):
+        return LlamaConfig(**fields, num_key_value_heads=kv_heads or fields["num_attention_heads"], head_dim=size or 0)
 
 
 def _rope(raw: dict[str, Any], context: int, where: str) -> dict[str, Any]:
     """The rotary part of the shape: transformers 4 and 5 write it under different names."""
-    newer = raw.get("rope_parameters") or {}
-    theta = raw.get("rope_theta") or newer.get("rope_theta") or 10000.0
-    written = dict(raw.get("rope_scaling") or newer)
+    older, newer = (read_field(raw, name, dict, where, None) or {} for name in ("rope_scaling", "rope_parameters"))
+    bases = {read_field(part, "rope_theta", float, where, None) for part in (raw, older, newer)} - {None}
+    if len(bases) > 1:
+        raise KodaError(f"{where}: rope_theta is {' and '.join(map(str, sorted(bases)))}; rope_parameters must agree.")
+    theta = float(*bases or [10000.0])
+    written = dict(older or newer)
     written.pop("rope_theta", None)
     kind = written.pop("rope_type", None) or written.get("type") or "default"
     written.pop("type", None)
     if kind == "default":
-        return {"rope_theta": float(theta)}
-    if kind not in SCALING:
+        return {"rope_theta": theta}
+    if str(kind) not in SCALING:
         raise KodaError(f"{where}: rope scaling of kind {kind!r} is not known to Koda; it knows {', '.join(SCALING)}.")
     for name, value in written.items():
         if name not in SCALING[kind] and value != USUAL.get(name):
             raise KodaError(f"{where}: rope scaling with {name} = {value!r} is not known to Koda.")
-    original = written.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
-    if missing := sorted((SCALING[kind] & {"factor", "low_freq_factor", "high_freq_factor"}) - written.keys()):
-        raise KodaError(f"{where}: rope scaling of kind {kind!r} has no {missing[0]}.")
-    bounds = {f"rope_{name}": float(written[name]) for name in SCALING[kind] if name.endswith("freq_factor")}
+    original, where = "original_max_position_embeddings", f"{where}: rope scaling of kind {kind!r}"
+    older_context, newer_context = (read_field(part, original, int, where, None) for part in (written, raw))
+    factors = {name: float(read_field(written, name, float, where)) for name in sorted(SCALING[kind] - {original})}
     return {
-        "rope_theta": float(theta),
+        "rope_theta": theta,
         "rope_scaling": kind,
-        "rope_factor": float(written["factor"]),
-        "rope_original_context": int(original or context / written["factor"]),
-        **bounds,
+        "rope_original_context": int(older_context or newer_context or context / factors["factor"]),
+        **{f"rope_{name}": number for name, number in factors.items()},
     }

@@ -1,11 +1,12 @@
 """The one place that knows what transformers calls Koda's weights; GGUF, MLX and PEFT names derive from these."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from model.config import LORA_TARGETS, LlamaConfig
+from model.errors import KodaError
 
 # Koda's path inside a block → transformers' module inside a layer.
 NORMS = {("attention_norm",): "input_layernorm", ("mlp_norm",): "post_attention_layernorm"}
@@ -56,6 +57,38 @@ def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
                 named[f"model.layers.{number}.{MODULES[path]}.bias"] = shape[:1]
     named["model.norm.weight"] = (width,)
     return named if config.tie_word_embeddings else {**named, "lm_head.weight": table}
+
+
+def check_tensors(
+    actual: dict[str, tuple[int, ...]],
+    config: LlamaConfig,
+    where: object,
+    stated: str = "config.json",
+    spelled: Callable[[str], str] = str,
+) -> None:
+    """Raise KodaError, by the tensor's name, where the model `where` has not the tensors of a model of this shape.
+
+    `stated` is where it states its shape, `spelled` how it spells transformers' names. A tied head may be there too.
+    """
+    expected = {spelled(name): shape for name, shape in shapes(config).items()}
+    optional = {spelled("lm_head.weight")} if config.tie_word_embeddings else set()
+    if unknown := sorted(actual.keys() - expected.keys() - optional):
+        raise KodaError(f"{where}: {unknown[0]} has no place in a LlamaForCausalLM as Koda computes it.")
+    for name, shape in expected.items():
+        if name not in actual:
+            raise KodaError(f"{where}: {name} is missing.")
+        if actual[name] != shape:
+            raise KodaError(f"{where}: {name} is {actual[name]}, {stated} has {shape}.")
+
+
+def drop_tied_head(tensors: dict[str, np.ndarray], config: LlamaConfig, where: object) -> None:
+    """Remove the copy of a tied embedding that some exports have. Raises KodaError where it is no copy."""
+    head = tensors.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    if head is not None and not np.array_equal(head, tensors["model.embed_tokens.weight"]):
+        raise KodaError(
+            f"{where}: lm_head.weight differs from model.embed_tokens.weight, and config.json has "
+            "tie_word_embeddings = true. Set it to false there to keep that head."
+        )
 
 
 def from_hf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Any]:

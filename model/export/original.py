@@ -9,7 +9,7 @@ from model.data import tokenizer as tokenizers
 from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
 from model.export.formats import hf
-from model.files import read_json
+from model.files import in_file, read_object
 
 
 class Original(NamedTuple):
@@ -18,7 +18,7 @@ class Original(NamedTuple):
     path: Path
     shape: LlamaConfig
     vocabulary: Vocabulary
-    dtype: str  # of the weights; float32 for what is quantised
+    dtype: str  # of the weights; float32 for what is quantised or of several types
     license: str  # empty: not stated
     languages: tuple[str, ...]
     repository: str  # where it was published, if that is known: USER/NAME
@@ -34,20 +34,21 @@ def read(path: Path, template: str = "own") -> Original:
     size, rows = original.vocabulary.size, original.shape.vocab_size
     if size > rows:
         raise KodaError(f"{path}: its tokenizer has {size} entries, its embedding {rows} rows.")
-    return original._replace(vocabulary=chat.with_template(original.vocabulary, template))
+    with in_file(path):
+        return original._replace(vocabulary=chat.with_template(original.vocabulary, template))
 
 
 def _hf(folder: Path) -> Original:
     shape, dtype = hf.check(folder)
     card = _card(folder / "README.md")
-    named = str(read_json(folder / "config.json").get("_name_or_path") or "")
+    named = str(read_object(folder / "config.json").get("_name_or_path") or "")
     is_repository = named.count("/") == 1 and not named.startswith((".", "/", "~"))
     return Original(
         folder,
         shape,
         tokenizers.load(str(folder)),
         dtype,
-        str(card.get("license") or ""),
+        _license(card.get("license"), folder / "README.md"),
         _texts(card.get("language")),
         named if is_repository else "",
     )
@@ -69,7 +70,7 @@ def _gguf(path: Path) -> Original:
         path,
         gguf_file.read_shape(reader, path),
         gguf_tokenizer.read(reader, path),
-        "float32",
+        gguf_file.matrix_type(reader),
         str(of("license") or ""),
         _texts(of("languages")),
         url.removeprefix("https://huggingface.co/") if url.startswith("https://huggingface.co/") else "",
@@ -77,14 +78,27 @@ def _gguf(path: Path) -> Original:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, list) else (str(value),) if value else ()
+    """One text or several; YAML reads the code of Norwegian as false."""
+    values = value if isinstance(value, list) else [value]
+    return tuple("no" if one is False else str(one) for one in values if one not in (None, ""))
+
+
+def _license(value: object, path: Path) -> str:
+    """Raises KodaError for several licences, of which Koda's cards have one."""
+    names = _texts(value)
+    if len(names) > 1:
+        raise KodaError(f"{path}: it names several licences ({', '.join(names)}). Leave that of the weights there.")
+    return "".join(names)
 
 
 def _card(path: Path) -> dict[str, Any]:
     """The metadata of a model card; nothing for one that cannot be read as such."""
-    from huggingface_hub import metadata_load
+    from huggingface_hub import RepoCard
 
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # YAML refuses what is not UTF-8 itself
     try:
-        return (metadata_load(path) if path.is_file() else None) or {}
+        return RepoCard(text).data.to_dict() if text.lstrip().startswith("---") else {}
     except Exception:  # whatever a YAML parser raises: a card is not needed to read a model
         return {}

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from model.errors import KodaError
-from model.files import atomic_write, read_json, write_json
+from model.files import atomic_write, read_field, read_object, write_json
 
 SHARD = 4_000_000_000  # bytes of a file at most: what is lost when a download breaks off
 INDEX = "model.safetensors.index.json"
@@ -66,19 +66,19 @@ def files(folder: Path) -> list[Path]:
     """
     paths = [folder / "model.safetensors"]
     if not paths[0].is_file() and (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(listed, dict):
-            raise KodaError(f"{folder / INDEX} has no weight_map.")
-        paths = [folder / name for name in sorted(set(listed.values()))]
+        listed = read_field(read_object(folder / INDEX), "weight_map", dict, folder / INDEX)
+        names = {read_field(listed, tensor, str, f"{folder / INDEX}: weight_map") for tensor in listed}
+        paths = [folder / name for name in sorted(names)]
     if missing := [path for path in paths if not path.is_file()]:
         pickled = ", which is pickled and not opened" if list(folder.glob("*.bin")) else ""
         raise KodaError(f"{missing[0]} is not there{pickled}. A model is read from safetensors.")
     return paths
 
 
-def visible(folder: Path) -> list[Path]:
-    """All safetensors files of a folder, without those that macOS writes beside them (`._model.safetensors`)."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+def visible(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
+    """The files of a folder by their names, without those that macOS and notebooks write beside them: `._x`, `.x/`."""
+    found = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [path for path in found if not path.relative_to(folder).parts[0].startswith(".")]
 
 
 def headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -105,5 +105,5 @@ def whole(path: Path) -> Iterator[None]:
     """Raises KodaError, with the file's path, for one that cannot be read."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:  # mlx raises the latter
+    except (SafetensorError, OSError, RuntimeError) as error:  # mlx raises the last
         raise KodaError(f"{path} cannot be read as safetensors: {error}") from None

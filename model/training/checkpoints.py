@@ -231,12 +231,18 @@ class Checkpoints:
 
     def _prune(self) -> None:
         steps = self.steps()
-        permanent = [step for step in steps if arrays.facts(self.folder / str(step))["permanent"]]
+        permanent = [step for step in steps if self._is_permanent(step)]
         keep = {steps[-1], *permanent[-self.keep :]}
         for step in steps:
             if step not in keep:
                 (self.folder / str(step) / arrays.COMMIT).unlink()  # first, so that half of it never counts
                 shutil.rmtree(self.folder / str(step))
+
+    def _is_permanent(self, step: int) -> bool:
+        try:
+            return arrays.facts(self.folder / str(step))["permanent"]
+        except arrays.Corrupt:
+            return False
 
 
 def _shaped(named: dict[str, np.ndarray], template: Any, folder: Path) -> dict[str, np.ndarray]:

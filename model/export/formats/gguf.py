@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.data import chat
-from model.export import kquants
+from model.export import kquants, tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.runtime import Probe, TextStream
 from model.sampling import Sampling
@@ -168,7 +168,7 @@ then in the list under *Select a model to load*. The chat template and the end o
         return LlamaCpp(path, context)
 
     def exports(self, folder: Path) -> list[Path]:
-        return sorted(folder.glob("*.gguf"), key=lambda path: (not path.name.endswith("-Q8_0.gguf"), path.name))
+        return sorted(tensors.visible(folder, "*.gguf"), key=lambda path: not path.name.endswith("-Q8_0.gguf"))
 
     def check_variants(self, variants: Sequence[str]) -> None:
         if set(variants) & set(kquants.KINDS):

@@ -5,8 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from model.config import LlamaConfig
 from model.data import chat
 from model.data.vocabulary import Vocabulary
@@ -14,9 +12,9 @@ from model.errors import KodaError
 from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.hf_config import from_hf_config, to_hf_config
-from model.export.names import from_hf, shapes, to_hf
+from model.export.names import check_tensors, drop_tied_head, from_hf, to_hf
 from model.export.runtime import Probe, TextStream
-from model.files import read_json, write_json
+from model.files import read_object, write_json
 from model.sampling import Sampling
 from model.stored import Stored
 
@@ -46,13 +44,7 @@ def read(folder: Path) -> Stored:
     """
     shape, _ = check(folder)
     named = {name: tensor for name, tensor in tensors.read(folder) if not name.endswith(UNUSED)}
-    if shape.tie_word_embeddings and (head := named.pop("lm_head.weight", None)) is not None:
-        embedding = named.get("model.embed_tokens.weight")
-        if embedding is None or not np.array_equal(head, embedding):
-            raise KodaError(
-                f"{folder}: lm_head.weight differs from model.embed_tokens.weight, and config.json has "
-                "tie_word_embeddings = true. Set it to false there to keep that head."
-            )
+    drop_tied_head(named, shape, folder)
     return Stored(shape, from_hf(named, shape.num_hidden_layers))
 
 
@@ -63,19 +55,11 @@ def check(folder: Path) -> tuple[LlamaConfig, str]:
     """
     if not (folder / "config.json").is_file():
         raise KodaError(f"{folder} is no Hugging Face model: it has no config.json.")
-    shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    expected_shapes = shapes(shape)
+    shape = from_hf_config(read_object(folder / "config.json"), str(folder / "config.json"))
     named = {name: fact for name, fact in tensors.headers(folder).items() if not name.endswith(UNUSED)}
-    unknown = named.keys() - expected_shapes.keys() - ({"lm_head.weight"} if shape.tie_word_embeddings else set())
-    if unknown:
-        raise KodaError(f"{folder}: {sorted(unknown)[0]} has no place in a LlamaForCausalLM as Koda computes it.")
+    check_tensors({name: actual for name, (actual, _) in named.items()}, shape, folder)
     types = {stored: name for name, stored in tensors.TYPES.items()}
-    for name, expected in expected_shapes.items():
-        if name not in named:
-            raise KodaError(f"{folder}: {name} is missing.")
-        actual, type_ = named[name]
-        if actual != expected:
-            raise KodaError(f"{folder}: {name} is {actual}, config.json has {expected}.")
+    for name, (_, type_) in named.items():
         if type_ not in types:
             raise KodaError(f"{folder}: {name} is {type_}; Koda reads {', '.join(tensors.TYPES)}.")
     return shape, types[named["model.embed_tokens.weight"][1]]

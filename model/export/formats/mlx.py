@@ -15,9 +15,9 @@ from model.errors import KodaError
 from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.hf_config import from_hf_config
-from model.export.names import from_hf, shapes
+from model.export.names import check_tensors, drop_tied_head, from_hf
 from model.export.runtime import Probe, TextStream
-from model.files import read_json
+from model.files import read_field, read_object
 from model.sampling import Sampling
 from model.stored import Stored
 
@@ -42,29 +42,28 @@ def read(folder: Path) -> Stored:
     """The model in an MLX folder, what is quantised as float32. Raises KodaError for what is not Koda's network."""
     import mlx.core as mx
 
-    raw = read_json(folder / "config.json")
-    how = raw.pop("quantization", None) or {}
-    raw.pop("quantization_config", None)
+    raw = read_object(folder / "config.json")
+    how = read_field(raw, "quantization", dict, folder / "config.json", None) or {}
+    raw = {name: value for name, value in raw.items() if name not in ("quantization", "quantization_config")}
     shape = from_hf_config(raw, str(folder / "config.json"))
     parts: dict[str, mx.array] = {}
-    for path in tensors.visible(folder):
+    for path in tensors.files(folder):
         with tensors.whole(path):
             parts |= mx.load(str(path))  # type: ignore[arg-type]
+    for module in [name.removesuffix(".scales") for name in parts if name.endswith(".scales")]:
+        parts[f"{module}.weight"] = _dequantised(parts, module, how, folder)
+    check_tensors({name: tuple(array.shape) for name, array in parts.items()}, shape, folder)
     named: dict[str, np.ndarray] = {}
-    for name, expected in shapes(shape).items():
-        if name not in parts:
-            raise KodaError(f"{folder}: {name} is missing.")
-        module = name.removesuffix(".weight")
+    for name in [*parts]:
         array = parts.pop(name)
-        if f"{module}.scales" in parts:
-            array = _dequantised(array, parts, module, how, folder)
-        if tuple(array.shape) != expected:
-            raise KodaError(f"{folder}: {name} is {tuple(array.shape)}, config.json has {expected}.")
+        if array.dtype not in (mx.float32, mx.float16, mx.bfloat16):
+            raise KodaError(f"{folder}: {name} is {array.dtype}; Koda reads {', '.join(tensors.TYPES)}.")
         named[name] = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+    drop_tied_head(named, shape, folder)
     return Stored(shape, from_hf(named, shape.num_hidden_layers))
 
 
-def _dequantised(array: Any, parts: dict[str, Any], module: str, how: dict[str, Any], folder: Path) -> Any:
+def _dequantised(parts: dict[str, Any], module: str, how: dict[str, Any], folder: Path) -> Any:
     """A quantised matrix as float32; `how` has a layer's own bits under its name. Raises KodaError for other modes."""
     import mlx.core as mx
 
@@ -72,12 +71,16 @@ def _dequantised(array: Any, parts: dict[str, Any], module: str, how: dict[str, 
     chosen = {**how, **own} if isinstance(own, dict) else how
     if (mode := chosen.get("mode", "affine")) != "affine":
         raise KodaError(f"{folder}: {module} is quantised as {mode!r}; Koda reads mlx-lm's `affine`.")
-    if f"{module}.biases" not in parts:
-        raise KodaError(f"{folder}: {module}.biases is missing.")
-    scales, biases = (parts.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+    for part in ("weight", "biases"):
+        if f"{module}.{part}" not in parts:
+            raise KodaError(f"{folder}: {module}.{part} is missing.")
+    size, bits = (
+        read_field(chosen, name, int, f"{folder / 'config.json'}: quantization") for name in ("group_size", "bits")
+    )
+    array, scales, biases = (parts.pop(f"{module}.{part}") for part in ("weight", "scales", "biases"))
     try:
-        return mx.dequantize(array, scales, biases, group_size=chosen["group_size"], bits=chosen["bits"])
-    except (KeyError, ValueError, RuntimeError) as error:
+        return mx.dequantize(array, scales.astype(mx.float32), biases.astype(mx.float32), group_size=size, bits=bits)
+    except (ValueError, RuntimeError) as error:
         raise KodaError(f"{folder}: {module} cannot be dequantised as config.json has it: {error}") from None
 
 
@@ -160,5 +163,5 @@ LM Studio on a Mac opens the same folder."""
         return MlxLm(path)
 
     def exports(self, folder: Path) -> list[Path]:
-        written = sorted(path.parent for path in folder.glob("*/config.json"))
+        written = [path.parent for path in tensors.visible(folder, "*/config.json")]
         return sorted(written, key=lambda path: path.name != "8bit")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flax import nnx
+from gguf import GGUFValueType, GGUFWriter
 
 from flows.cli.import_model import settings
 from flows.cli.main import main
@@ -35,6 +36,14 @@ SHAPE = LlamaConfig(
     rms_norm_eps=1e-6,
 )
 SPM = Path(__file__).parents[2] / "data/tiny-spm"
+JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def begin_with(name: str, ids: list[int]) -> dict[str, Any]:
+    """A post-processor that puts these tokens before a text."""
+    parts = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    added = {name: {"id": name, "ids": ids, "tokens": [name] * len(ids)}}
+    return {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": added}
 
 
 @pytest.fixture
@@ -85,6 +94,67 @@ def test_gguf_file_is_imported_with_its_own_vocabulary(folder: Path) -> None:
     assert found["model"]["weights_sha256"] == sha256(folder / "it.gguf") and found["about"]["license"] == "mit"
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16"), ("F32", ""), ("Q8_0", "")])
+def test_gguf_file_of_one_type_is_exported_in_it(folder: Path, kind: str, dtype: str) -> None:
+    model = weights.stored(Llama(SHAPE, rngs=nnx.Rngs(0)))
+    gguf_file.write(folder / "it.gguf", model, tokenizers.load(str(folder)), kind, About("it"))
+    assert settings(original.read(folder / "it.gguf")).get("convert", {}).get("hf_dtype", "") == dtype
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.merges", None, "has no tokenizer.ggml.merges"),
+        ("tokenizer.ggml.merges", ["abc"], "cannot be read as a tokenizer"),
+        ("tokenizer.ggml.model", "llama", "has no tokenizer.ggml.scores"),
+        ("tokenizer.ggml.tokens", ["a", "b"], "2 tokens of 2 spellings and 512 types"),
+        ("tokenizer.ggml.tokens", ["a"] * 512, "512 tokens of 1 spellings"),
+        ("tokenizer.ggml.eos_token_id", 99999, "eos_token_id = 99999 is not a token"),
+        ("tokenizer.ggml.bos_token_id", 99999, "bos_token_id = 99999 is not a token"),
+        ("llama.attention.head_count", 0, "llama.attention.head_count = 0 is not a positive whole number"),
+        ("llama.attention.head_count", 5, "model.num_attention_heads = 5 is not a multiple"),
+        ("llama.attention.head_count_kv", [2, 2, 2], r"head_count_kv = \[2, 2, 2\] is not a positive whole number"),
+        ("llama.block_count", 2, r"blk\.2\.\S+ has no place"),
+        ("llama.block_count", 4, r"blk\.3\.attn_norm\.weight is missing"),
+        ("llama.feed_forward_length", 64, r"blk\.0\.ffn_gate\.weight is \(128, 64\), its metadata has \(64, 64\)"),
+    ],
+)
+def test_damaged_gguf_file_is_refused_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str
+) -> None:
+    """By import, which reads no weights, as by whatever reads them."""
+    model = weights.stored(Llama(SHAPE, rngs=nnx.Rngs(0)))
+    right = GGUFWriter.add_key_value
+
+    def add(self: GGUFWriter, name: str, correct: Any, kind: GGUFValueType) -> None:
+        if name != key:
+            right(self, name, correct, kind)
+        elif value is not None:
+            right(self, name, value, GGUFValueType.ARRAY if isinstance(value, list) else kind)
+
+    monkeypatch.setattr(GGUFWriter, "add_key_value", add)
+    gguf_file.write(folder / "it.gguf", model, tokenizers.load(str(folder)), "F32", About("it"))
+    with pytest.raises(KodaError, match=rf"it\.gguf.*{message}"):
+        original.read(folder / "it.gguf")
+
+
+@pytest.mark.parametrize(
+    ("card", "languages", "license_"),
+    [
+        (b"license: mit\nlanguage: [en, no]", ["en", "no"], "mit"),
+        (b"license: [mit]\nlanguage: no", ["no"], "mit"),
+        (b"license: mit\n---\nCaf\xe9", [], "mit"),
+        (b"license: caf\xe9", [], "other"),
+        (b"license: [mit", [], "other"),
+    ],
+)
+def test_card_is_read_as_it_is_meant(folder: Path, card: bytes, languages: list[str], license_: str) -> None:
+    """Norwegian is no boolean; text that is not UTF-8 after the metadata does not matter."""
+    (folder / "README.md").write_bytes(b"---\n" + card + b"\n---\n")
+    about = settings(original.read(folder))["about"]
+    assert (about["language"], about["license"]) == (languages, license_)
+
+
 def test_weights_decide_the_hash_and_where_they_are_does_not(folder: Path) -> None:
     """A stage that was built from them is stale where they changed, and up to date where they were moved."""
     before = settings(original.read(folder))["model"]
@@ -113,13 +183,47 @@ def test_scaled_positions_are_not_scaled_again(folder: Path, capsys: pytest.Capt
         ("config.json", "{", r"config\.json is not JSON"),
         ("tokenizer.json", "[", r"tokenizer\.json is not JSON"),
         ("tokenizer.json", {"normalizer": {"type": "NFC"}}, r"tokenizer\.json: the normalizer .*NFC"),
-        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
+        (
+            "tokenizer.json",
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
+            "add_prefix_space",
+        ),
         ("tokenizer.json", {"post_processor": {"type": "none"}}, r"tokenizer\.json cannot be read as a tokenizer"),
         (
             "tokenizer.json",
             {"post_processor": {"type": "BertProcessing", "sep": ["a", 65], "cls": ["b", 66]}},
             "post_processor BertProc",
         ),
+        *((file, text, rf"{file} is not a JSON object") for file in JSON for text in ("[]", "3", "null")),
+        ("tokenizer.json", {"model": "BPE"}, r"tokenizer\.json: model = 'BPE' is not an object"),
+        ("tokenizer.json", {"added_tokens": None}, r"tokenizer\.json cannot be read as a tokenizer"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Sequence"}}, r"tokenizer\.json cannot be read as a tokenizer"),
+        ("tokenizer.json", {"decoder": None}, r"tokenizer\.json: the decoder null"),
+        ("tokenizer.json", {"decoder": {"type": "BPEDecoder", "suffix": "</w>"}}, "the decoder .*BPEDecoder"),
+        ("tokenizer.json", {"post_processor": begin_with("<|endoftext|>", [0, 5])}, "the post_processor .*one token"),
+        (
+            "tokenizer.json",
+            {"post_processor": begin_with("<|endoftext|>", [999])},
+            "post_processor = 999 is not a token",
+        ),
+        ("config.json", {"eos_token_id": 99999}, r"config\.json: eos_token_id = 99999 is not a token"),
+        ("config.json", {"eos_token_id": [2, 99999]}, r"config\.json: eos_token_id = 99999 is not a token"),
+        ("config.json", {"eos_token_id": "2"}, r"config\.json: eos_token_id = '2' is not a token"),
+        ("generation_config.json", {"eos_token_id": 99999}, r"generation_config\.json: eos_token_id = 99999"),
+        ("special_tokens_map.json", {"eos_token": "<|im_end|>"}, r"original: eos_token = '<\|im_end\|>' .* not in the"),
+        ("special_tokens_map.json", {"eos_token": 5}, "original: eos_token = 5 .* is not in the tokenizer"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"511": {"content": "<|im_end|>"}}},
+            r"tokenizer_config\.json: its token 511, '<\|im_end\|>', is not in the tokenizer",
+        ),
+        ("chat_template.jinja", "caf\udce9", r"chat_template\.jinja is not UTF-8"),
+        (
+            "chat_template.jinja",
+            "{{ 1 // 0 }}",
+            "original: the chat template of the tokenizer fails: ZeroDivisionError",
+        ),
+        ("README.md", "---\nlicense: [mit, apache-2.0]\n---\n", r"README\.md: it names several licences \(mit, apache"),
     ],
 )
 def test_model_that_koda_cannot_take_is_refused_by_name(
@@ -128,11 +232,41 @@ def test_model_that_koda_cannot_take_is_refused_by_name(
     if content is None:
         (folder / file).unlink()
     elif isinstance(content, str):
-        (folder / file).write_text(content)
+        (folder / file).write_text(content, errors="surrogateescape")
     else:
         change(folder / file, **content)
-    with pytest.raises(KodaError, match=message):
+    with pytest.raises(KodaError, match=message) as raised:
         original.read(Path("original"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_affixes_of_a_model_are_refused_by_name(folder: Path, name: str) -> None:
+    """`tokenizers` panics at the first, and splits words otherwise with the second."""
+    change(folder / "tokenizer.json", model={**read_json(folder / "tokenizer.json")["model"], name: "##"})
+    with pytest.raises(KodaError, match=rf"tokenizer\.json: {name} = '##'"):
+        original.read(folder)
+
+
+@pytest.mark.parametrize(
+    "template", [{"default": "x"}, [{"nam": "default", "template": "x"}], [{"name": "default", "template": 5}]]
+)
+def test_chat_template_of_another_form_is_refused(folder: Path, template: Any) -> None:
+    (folder / "chat_template.jinja").unlink()
+    change(folder / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(KodaError, match=r"tokenizer_config\.json: chat_template is neither"):
+        original.read(folder)
+
+
+def test_older_map_names_special_tokens_where_transformers_reads_it(folder: Path) -> None:
+    """It is in the hash of what the tokenizer is read from, too."""
+    change(folder / "special_tokens_map.json", eos_token="!")
+    before = tokenizers.fingerprint(str(folder))
+    assert original.read(folder).vocabulary.stops == (tokenizers.load(str(folder)).tokenizer.token_to_id("!"), 0)
+    change(folder / "special_tokens_map.json", eos_token="#")
+    assert tokenizers.fingerprint(str(folder)) != before
+    change(folder / "tokenizer_config.json", added_tokens_decoder={})
+    assert original.read(folder).vocabulary.stops == (0,)
 
 
 def test_refusal_is_one_line_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
@@ -192,7 +326,7 @@ def test_truncation_and_padding_of_a_tokenizer_are_switched_off(folder: Path, pr
 def test_pair_of_files_without_an_end_of_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(KodaError, match=r"has no <\|endoftext\|> entry"):
+    with pytest.raises(KodaError, match="names a token that ends a text"):
         tokenizers.load(str(tmp_path))
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.data import chat
 from model.data import tokenizer as tokenizers
+from model.errors import KodaError
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -92,6 +93,22 @@ def test_the_mask_of_each_token_of_a_small_conversation(tokenizer_file: Path) ->
     assert "".join(before) == "### User:\nHi\n\n### Assistant:\n"
     assert pieces[: len(before)] == [(piece, False) for piece in before]
     assert pieces[len(before) :] == [*((piece, True) for piece in ("Y", "es")), ("<|endoftext|>", True)]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ tools[0].name }}", "UndefinedError: 'tools' is undefined"),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_template_that_fails_is_refused_whatever_it_raises(tokenizer_file: Path, template: str, message: str) -> None:
+    vocabulary = tokenizers.load(str(tokenizer_file)).with_template(template)
+    for use in (chat.check, lambda vocabulary: chat.encode_prompt(vocabulary, TALK[:2])):
+        with pytest.raises(KodaError, match=rf"chat template of the tokenizer fails: {message}.*template=koda"):
+            use(vocabulary)
 
 
 def test_llama_cpp_renders_the_template_to_the_same_tokens(tokenizer_file: Path, tmp_path: Path) -> None:

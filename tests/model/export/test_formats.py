@@ -110,6 +110,22 @@ def test_variants_have_a_limit_and_those_that_share_scales_a_multiple(name: str)
         assert variant.multiple > 1 if 0 < variant.bits < 16 else variant.multiple == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "first"),
+    [
+        ("gguf", ["._m-Q8_0.gguf", ".unquantised.gguf", "m-F16.gguf", "m-Q8_0.gguf"], ["m-Q8_0.gguf", "m-F16.gguf"]),
+        ("mlx", ["._8bit/config.json", ".ipynb_checkpoints/config.json", "4bit/config.json"], ["4bit"]),
+    ],
+)
+def test_files_whose_names_begin_with_a_dot_are_no_exports(
+    tmp_path: Path, name: str, files: list[str], first: list[str]
+) -> None:
+    """macOS and notebooks write them."""
+    for file in files:
+        put(tmp_path / file, b"{}")
+    assert [path.name for path in FORMATS[name].exports(tmp_path)] == first
+
+
 def test_formats_differ_in_name_and_repository() -> None:
     assert list(FORMATS) == [format_.name for format_ in FORMATS.values()]
     suffixes = [format_.suffix for format_ in FORMATS.values()]

@@ -131,13 +131,48 @@ def change(folder: Path, **fields: Any) -> None:
         ({"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight is missing"),
         ({"intermediate_size": 64}, r"gate_proj\.weight.* \(128, 64\).* \(64, 64\)"),
         ({"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ has no place"),
+        ({"num_hidden_layers": "3"}, r"config\.json: num_hidden_layers = '3' is not a positive whole number"),
+        ({"hidden_size": 64.0}, r"hidden_size = 64\.0 is not a positive whole number"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None is not a positive whole number"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0 is not a positive whole number"),
+        ({"num_key_value_heads": 3}, r"config\.json: model\.num_attention_heads = 4 is not a multiple .*; 3 or 6"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6' is not a positive number"),
+        ({"tie_word_embeddings": "true"}, "tie_word_embeddings = 'true' is not true or false"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM' is not a list"),
+        ({"rope_theta": 0}, "rope_theta = 0 is not a positive number"),
+        ({"rope_theta": 777.0}, r"config\.json: rope_theta is 777\.0 and 12345\.0"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear' is not an object"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"rope scaling of kind \['linear'\] is not known"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "'linear': factor = 0 is not a positive number"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "'linear': factor = '4' is not a positive number"),
     ],
 )
 def test_what_koda_cannot_represent_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     save_random(tmp_path)
     change(tmp_path, **fields)
-    with pytest.raises(KodaError, match=message):
+    with pytest.raises(KodaError, match=message) as raised:
         hf.read(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_architectures_may_be_null(tmp_path: Path) -> None:
+    """As transformers writes it for a configuration without a model."""
+    save_random(tmp_path)
+    change(tmp_path, architectures=None)
+    assert hf.read(tmp_path).config.hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [("[]", "is not a JSON object"), ('{"weight_map": {"a": 5}}', "a = 5 is not text"), ("{}", "has no weight_map")],
+)
+def test_index_of_another_form_is_refused(tmp_path: Path, index: str, message: str) -> None:
+    """Beside a folder where the file should be, which is not read either."""
+    (tmp_path / "model.safetensors").mkdir()
+    assert tensors.visible(tmp_path) == []
+    (tmp_path / tensors.INDEX).write_text(index)
+    with pytest.raises(KodaError, match=rf"model\.safetensors\.index\.json.*{message}"):
+        tensors.files(tmp_path)
 
 
 def test_biases_are_refused_though_config_json_does_not_mention_them(tmp_path: Path) -> None:
@@ -303,6 +338,50 @@ def test_damaged_mlx_folder_is_refused_with_its_path(
 
         mx.save_safetensors(str(file), {name: t for name, t in mx.load(str(file)).items() if "norm" not in name})
     with pytest.raises(KodaError, match=str(tmp_path)):
+        mlx.read(tmp_path / "mlx")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        (True, "quantization = True is not an object"),
+        ({"bits": 4}, "quantization has no group_size"),
+        ({"bits": "4", "group_size": 64}, "quantization: bits = '4' is not a positive whole number"),
+    ],
+)
+def test_quantization_of_another_form_is_refused(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path, quantization: Any, message: str
+) -> None:
+    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
+    mlx.write(tmp_path / "mlx", tmp_path / "hf", "4bit")
+    change(tmp_path / "mlx", quantization=quantization)
+    with pytest.raises(KodaError, match=rf"config\.json: {message}"):
+        mlx.read(tmp_path / "mlx")
+
+
+@pytest.mark.parametrize(
+    ("added", "fields", "message"),
+    [
+        ({"model.layers.0.self_attn.q_norm.weight": 16}, {}, "q_norm.weight has no place"),
+        ({"model.layers.0.self_attn.q_proj.bias": 64}, {}, "q_proj.bias has no place"),
+        ({}, {"num_hidden_layers": 1}, r"model\.layers\.1\.\S+ has no place"),
+        ({}, {"tie_word_embeddings": True}, r"lm_head\.weight differs .*tie_word_embeddings"),
+    ],
+)
+def test_tensor_without_a_place_is_refused_in_an_mlx_folder(
+    saved_model: Path, tokenizer_file: Path, tmp_path: Path, added: dict[str, int], fields: Any, message: str
+) -> None:
+    """And a file of another name beside the model's is not read."""
+    hf.write(tmp_path / "hf", weights.read(saved_model / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
+    mlx.write(tmp_path / "mlx", tmp_path / "hf", "fp16")
+    file = tmp_path / "mlx/model.safetensors"
+    named = load_file(file)
+    save_file({name: torch.full_like(tensor, 3.0) for name, tensor in named.items()}, tmp_path / "mlx/old.safetensors")
+    before = mlx.read(tmp_path / "mlx").params["embedding"]
+    assert not (before == 3.0).any()
+    save_file({**named, **{name: torch.ones(size).half() for name, size in added.items()}}, file)
+    change(tmp_path / "mlx", **fields)
+    with pytest.raises(KodaError, match=message):
         mlx.read(tmp_path / "mlx")
 
 

@@ -55,7 +55,16 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
+def cut_commit_file(folder: Path) -> None:
+    path = folder / arrays.COMMIT
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_commit_file(folder: Path) -> None:
+    (folder / arrays.COMMIT).write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [flip, cut, cut_commit_file, empty_commit_file])
 def test_corrupt_checkpoint_is_set_aside_and_an_older_one_restored(saved: Path, damage: Any) -> None:
     damage(saved / "20")
     log: Log = []
@@ -63,6 +72,15 @@ def test_corrupt_checkpoint_is_set_aside_and_an_older_one_restored(saved: Path, 
     assert restored is not None and restored[0] == 10
     assert log == [(Event.CORRUPT, 20)]
     assert (saved / "20.corrupt").is_dir() and not (saved / "20").exists()
+
+
+def test_older_checkpoint_whose_commit_file_is_damaged_ends_no_training(saved: Path) -> None:
+    cut_commit_file(saved / "10")
+    checkpoints = opened(saved, [])
+    for step in (30, 40):
+        checkpoints.save(step, state(step), permanent=True)
+    checkpoints.wait()
+    assert checkpoints.steps() == [30, 40]
 
 
 def test_checkpoint_without_its_commit_file_is_not_restored(saved: Path) -> None:
