@@ -7,7 +7,7 @@ from prefect import flow
 from flows.cancel import cancellable
 from flows.config import as_toml, begun_with, load
 from flows.forms import Name, Preset, field, form
-from tasks.ladder import build
+from tasks.ladder import build, check
 from tasks.progress import log_line
 from tasks.reports.ladder_page import page
 from tasks.runs.paths import folder_of
@@ -35,6 +35,7 @@ def ladder(
     """
     folder = folder_of(name)
     c = load(preset, settings, folder)
+    check(c.model, c.pretrain)  # before the text is tokenized
     with Run(name, config_text=as_toml(begun_with(preset, folder), c)) as run:
         tokens = tokenize(run, c.tokenize)
         finished = build(run.folder, tokens, c.model, c.pretrain, c.evaluate, hours)

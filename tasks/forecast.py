@@ -24,11 +24,15 @@ def expect(training: Path, job: Job, name: str, text: str) -> None:
     """Write into a training's folder what a ladder expects of it, before that begins.
 
     `name`: the run whose ladder it is; empty: the training's own run, where it has one. `text`: the key of its tokens.
-    Raises KodaError for a ladder of another text, and for a run without one.
+    Raises KodaError where the named ladder is of another text; the run's own is left out then.
     """
-    if newest_step(training) or not (name or read_ladder(training.parent)):
-        return
     run = existing(name) if name else training.parent
+    own = None if name else read_ladder(run)
+    if newest_step(training) or not (name or own):
+        return
+    if own and own.text != text:
+        log_line(f"forecast   none: the run's ladder is of another text or tokenizer; `koda ladder {run.name}` again")
+        return
     expected = forecasted(run, job.model, job.recipe.steps * job.recipe.batch_size * job.sequence_length, text)
     write_json(training / FORECAST, asdict(expected))
     log_line(f"forecast   {in_words(expected)}")
@@ -39,13 +43,11 @@ def forecasted(run: Path, shape: LlamaConfig, tokens: int, text: str = "") -> Fo
 
     Raises KodaError where the run has no ladder, and for one of another `text`, where that is known.
     """
-    ladder, n = read_ladder(run), size(shape)
-    if ladder is None:
-        raise KodaError(f"run {run.name!r} has no finished ladder: `koda ladder {run.name}` makes it.")
+    ladder, n = finished_ladder(run), size(shape)
     if text and ladder.text != text:
         raise KodaError(
             f"the ladder of run {run.name!r} is of another text or tokenizer ({ladder.text[:12]}) than this run's "
-            f"({text[:12]}): its law says nothing about it."
+            f"({text[:12]}): its law says nothing about it. `koda ladder {run.name}` makes one of that run's text."
         )
     points = [each.point for each in ladder.trainings]
     return Forecasted(
@@ -57,6 +59,14 @@ def forecasted(run: Path, shape: LlamaConfig, tokens: int, text: str = "") -> Fo
         forecast=forecast(points, n, tokens),
         beyond=n * tokens / max(point.n * point.tokens for point in points),
     )
+
+
+def finished_ladder(run: Path) -> Ladder:
+    """The ladder of a run. Raises KodaError where it has none that is finished."""
+    ladder = read_ladder(run)
+    if ladder is None:
+        raise KodaError(f"run {run.name!r} has no finished ladder: `koda ladder {run.name}` makes it.")
+    return ladder
 
 
 def read_ladder(run: Path) -> Ladder | None:

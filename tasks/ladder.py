@@ -10,9 +10,10 @@ from model.errors import KodaError
 from model.files import read_json, write_json
 from model.ladder.figures import Ladder, Training
 from model.ladder.law import LEAST, fit
-from model.ladder.rungs import FEWEST, SHARE, Rung, affordable, rungs, total_steps
+from model.ladder.rungs import FEWEST, RATES, SHARE, Rung, affordable, rungs, total_steps
 from model.training.job import Job
 from model.training.records import CHECKPOINTS, newest_step
+from tasks.devices import platforms
 from tasks.evaluate import Evaluate
 from tasks.forecast import LADDER, RESULT
 from tasks.pretrain import Model, Pretrain, pretraining
@@ -20,11 +21,11 @@ from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.runs.up_to_date import stage_key
 from tasks.stage import retried_call
+from tasks.supervise import call
 from tasks.training import run_training
 from tasks.typed import typed
 
 PLAN, KEY = "plan.json", "key.json"  # in the ladder's folder
-RATES = (0.5, 2.0)  # times the preset's rate, tried with the shortest training of each rung
 SHARES = [SHARE * 2 ** (step / 2) for step in range(-10, 7)]  # of the target's compute, that a budget chooses from
 START = 10.0  # seconds of a process before it trains, where a budget is divided up
 EPOCHS = 4.0  # times that text is read before repeating it is worth clearly less (arXiv:2305.16264)
@@ -54,11 +55,7 @@ def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: 
 
     Raises KodaError where no ladder fits the settings or the hours.
     """
-    if pretrain.schedule != "wsd":
-        raise KodaError(
-            f"pretrain.schedule = {pretrain.schedule}: the trainings of a ladder share their beginning, which a cosine "
-            "decides by its end. wsd would do."
-        )
+    check(model, pretrain)
     key = stage_key(LADDER, 1, (model, pretrain, tokens, [hours, evaluate.max_bytes]))
     folder = _own_folder(run, key)
     base = pretraining(pretrain, model, tokens, folder)
@@ -74,23 +71,34 @@ def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: 
         trainings=trainings,
         rates=[each for each in finished if each not in trainings],
         law=fit([each.point for each in trainings]),
-        flops=sum(
-            6 * rung.n * per_step * (total_steps(rung, pretrain.decay_fraction) + len(RATES) * rung.steps[0])
-            for rung in ladder
-        ),
+        flops=sum(6 * rung.n * per_step * total_steps(rung, pretrain.decay_fraction) for rung in ladder),
     )
     write_json(folder / RESULT, asdict(result))
     return result
 
 
+def check(model: Model, pretrain: Pretrain) -> None:
+    """Raise KodaError for settings that no ladder can have."""
+    if model.weights:
+        raise KodaError("the run begins with imported weights: there is no training of its own to forecast.")
+    if pretrain.schedule != "wsd" or not pretrain.decay_fraction:
+        raise KodaError(
+            f"pretrain.schedule = {pretrain.schedule}, decay_fraction = {pretrain.decay_fraction:g}: the trainings of "
+            "a ladder share a plateau, and fall from it one after the other. wsd with a decay would do."
+        )
+    if not pretrain.processes:
+        raise KodaError("pretrain.processes = 0: the trainings of a ladder are started here. 1 would do.")
+
+
 def _own_folder(run: Path, key: str) -> Path:
-    """The ladder's folder; one that was built with other settings is set aside, not removed."""
-    folder = run / LADDER
+    """The ladder's folder; one with other settings is set aside, and an earlier one with these settings taken back."""
+    folder, earlier = run / LADDER, run / f"{LADDER}.{key[:8]}"
     if (folder / KEY).is_file() and (old := read_json(folder / KEY)["key"]) != key:
-        aside = folder.with_name(f"{LADDER}.{old[:8]}")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = run / f"{LADDER}.{old[:8]}"
         folder.rename(aside)
         log_line(f"ladder     the one with other settings is now {aside}")
+    if earlier.is_dir() and not folder.exists():
+        earlier.rename(folder)
     folder.mkdir(exist_ok=True)
     write_json(folder / KEY, {"key": key})
     return folder
@@ -110,7 +118,9 @@ def _planned(folder: Path, base: Job, pretrain: Pretrain, hours: float) -> list[
         plans = [(share, ladder(share)) for share in SHARES]
         shapes = {rung.name: rung.model for _, plan in plans for rung in plan}
         jobs = [asdict(replace(base, model=shape)) for shape in shapes.values()]
-        seconds = retried_call("model.training.pace:seconds_per_step", folder / "ladder.log", list[float], jobs=jobs)
+        log = folder / "ladder.log"
+        seconds = call("model.training.pace:seconds_per_step", log, list[float], environment=platforms(), jobs=jobs)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # an empty folder, where a training would have some
         planned = affordable(plans, dict(zip(shapes, seconds, strict=True)), recipe.decay_fraction, START, 3600 * hours)
     else:
         planned = ladder(SHARE)
@@ -159,17 +169,18 @@ def _trained(
     folder: Path, rung: Rung, base: Job, pretrain: Pretrain, tokens: Built, evaluate: Evaluate
 ) -> list[Training]:
     """Train and measure a rung, where an earlier attempt has not."""
-    done = folder / f"{rung.name}.json"
+    done, every = folder / f"{rung.name}.json", list(planned_trainings(folder, rung, base))
     if done.is_file():
+        _drop_checkpoints(every)
         return typed(list[Training], read_json(done))
-    every = list(planned_trainings(folder, rung, base))
-    for each in every:
-        recipe = each.job.recipe
-        if each.trunk is not None:
-            branch = recipe.decay_start()
-            _to_step(each.trunk, branch, pretrain, rung.name)
-            _copy_checkpoint(Path(each.trunk.folder), each.folder, branch)
-        _to_step(each.job, recipe.steps, pretrain, rung.name)
+    for each in [*every]:
+        try:
+            _train(each, pretrain)
+        except KodaError as error:
+            if each.job.recipe.learning_rate == pretrain.learning_rate:
+                raise
+            every.remove(each)  # at another rate a training may diverge: that is an answer too
+            log_line(f"ladder     {rung.name} at {each.job.recipe.learning_rate:g}: {error}")
     last = [each.folder / CHECKPOINTS / str(each.job.recipe.steps) for each in every]
     measured = retried_call(
         "model.evaluation.suite:text_bits",
@@ -181,14 +192,29 @@ def _trained(
     )
     figures = [each.figures(bits) for each, bits in zip(every, measured, strict=True)]
     write_json(done, [asdict(each) for each in figures])
-    for each in every:  # the curves stay; a checkpoint has the optimizer in it
-        shutil.rmtree(each.folder / CHECKPOINTS, ignore_errors=True)
+    _drop_checkpoints(every)
     for result in figures:
         log_line(
             f"ladder     {rung.name}, {result.steps:,} steps at {result.learning_rate:g}: "
             f"{result.bits_per_byte:.4f} bits per byte"
         )
     return figures
+
+
+def _drop_checkpoints(trainings: list[Planned]) -> None:
+    """The curves stay; a checkpoint has the optimizer in it."""
+    for each in trainings:
+        shutil.rmtree(each.folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _train(planned: Planned, pretrain: Pretrain) -> None:
+    """Take a training to its last step, from the beginning that it shares."""
+    recipe, name = planned.job.recipe, planned.rung.name
+    branch = recipe.decay_start()
+    if planned.trunk is not None and branch < recipe.steps:
+        _to_step(planned.trunk, branch, pretrain, name)
+        _copy_checkpoint(Path(planned.trunk.folder), planned.folder, branch)
+    _to_step(planned.job, recipe.steps, pretrain, name)
 
 
 def _to_step(job: Job, step: int, pretrain: Pretrain, label: str) -> None:

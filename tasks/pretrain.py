@@ -10,7 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from model.config import LlamaConfig
 from model.figures import CorpusFigures, PretrainFigures
 from model.training.job import Job
-from tasks.forecast import expect
+from tasks.forecast import expect, finished_ladder
+from tasks.runs.paths import existing
 from tasks.runs.record import Built
 from tasks.section import OPERATIONAL, Section
 from tasks.stage import retried_call, stage
@@ -76,6 +77,10 @@ class Pretrain(TrainSection):
     own, where it has one."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of log²Z in the loss, which keeps logits small in long bfloat16 runs (1e-4 is usual)."""
+
+    def check(self) -> None:
+        if self.ladder:
+            finished_ladder(existing(self.ladder))
 
 
 def segment_ends(steps: int, segments: int) -> list[int]:

@@ -29,6 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     prepare_environment()  # before anything imports Prefect
     from flows.config import load, parsed
     from flows.environment import causes_only
+    from tasks.ladder import check
     from tasks.reports.ladder_page import as_lines
     from tasks.runs.paths import folder_of
     from tasks.runs.run import Run
@@ -37,6 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     config = load(a.preset, settings, folder)  # refuse in a moment, before the server starts
     Run(a.name).check()
     config.check_files("tokenize")
+    check(config.model, config.pretrain)
     from flows.ladder import ladder
 
     with embedded_server(), causes_only():

@@ -15,12 +15,13 @@ from model.accelerators import ACCELERATORS, GIB, USABLE, Accelerator, flops_per
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.ladder.figures import Forecasted
-from model.ladder.law import Law
 from model.training.forms import DOUBLINGS, Plan
 from model.training.job import Job
-from tasks.forecast import forecasted, in_words, read_ladder
+from tasks.forecast import finished_ladder, forecasted, in_words
 from tasks.runs.paths import existing
+from tasks.runs.up_to_date import stage_key
 from tasks.supervise import call
+from tasks.tokenize import tokenize
 from tasks.typed import typed
 
 TOKENS_PER_PARAMETER = 20  # where compute was spent best on web text (Hoffmann et al. 2022, arXiv:2203.15556)
@@ -48,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     a = arguments
-    run = existing(a.ladder) if a.ladder else None
-    needs = planned(a.preset, parsed(pairs(a)), a.gpu, a.count, a.utilisation, a.budget_hours, run)
+    settings, run = parsed(pairs(a)), existing(a.ladder) if a.ladder else None
+    if run:  # the text and the tokenizer are those of the run
+        settings["tokenize"] = load("", run=run).tokenize.model_dump(mode="json") | settings.get("tokenize", {})
+    needs = planned(a.preset, settings, a.gpu, a.count, a.utilisation, a.budget_hours, run)
     print(json.dumps(needs, indent=1) if a.json else "\n".join(as_lines(needs)))
 
 
@@ -73,7 +76,9 @@ def planned(
     rows, context = config.pretrain.batch_size, config.model.max_position_embeddings
     per_token = flops_per_token(job.model, context)
     tokens = config.pretrain.steps * rows * context
-    expected = _expected(ladder, config, job, tokens) if ladder else None
+    expected = None
+    if ladder:
+        expected = forecasted(ladder, job.model, tokens, stage_key("tokenize", tokenize.version, (config.tokenize,)))
     step = _compile(job, card, count)
     peak = count * card.bfloat16
     if utilisation is not None or step.configured.seconds is None:
@@ -86,7 +91,8 @@ def planned(
     weights = 4 * job.model.parameters
     kept = config.pretrain.keep_checkpoints + 2  # beside the permanent ones, a temporary one and the one being written
     spent = per_token * tokens * (1 if budget_hours is None else budget_hours / middle)
-    size, text = expected[1].best(spent) if expected else _usual(spent)
+    law = finished_ladder(ladder).law if ladder else None
+    best = law.best(spent) if law else _usual(spent)
     return {
         "preset": preset,
         "gpu": card.name,
@@ -114,7 +120,7 @@ def planned(
         "hours": hours,
         "dollars": middle * count * card.dollars,
         "dollars_per_device_hour": card.dollars,
-        "forecast": asdict(expected[0]) if expected else None,
+        "forecast": asdict(expected) if expected else None,
         "disk_bytes": {
             "checkpoints": kept * step.checkpoint,
             "snapshots": 2 * job.model.parameters * len(job.recipe.snapshot_steps()),
@@ -123,26 +129,11 @@ def planned(
         },
         "best_for_the_compute" if budget_hours is None else "best_for_the_budget": {
             "hours": middle if budget_hours is None else budget_hours,
-            "parameters": round(size),
-            "tokens": round(text),
-            "bits_per_byte": expected[1](size, text) if expected else None,
+            "parameters": round(best[0]) if best else None,
+            "tokens": round(best[1]) if best else None,
+            "bits_per_byte": law(*best) if law and best else None,
         },
     }
-
-
-def _expected(run: Path, config: RunConfig, job: Job, tokens: int) -> tuple[Forecasted, Law]:
-    """What the ladder of a run expects, and its law. Raises KodaError for one of another text or tokenizer."""
-    here, there = config.tokenize.decisive(), load("", run=run).tokenize.decisive()
-    if different := [name for name in here if here[name] != there[name]]:
-        name = different[0]
-        raise KodaError(
-            f"the ladder of run {run.name!r} is of another text or tokenizer: tokenize.{name} is {there[name]!r} there "
-            f"and {here[name]!r} here."
-        )
-    forecast = forecasted(run, job.model, tokens)
-    ladder = read_ladder(run)
-    assert ladder is not None
-    return forecast, ladder.law
 
 
 def _usual(flops: float) -> tuple[float, float]:
@@ -190,6 +181,13 @@ def as_lines(needs: dict[str, Any]) -> list[str]:
             f"                {far:.0f} times {side} tokens for each parameter than where compute is spent best"
         )
     return lines
+
+
+def _best(best: dict[str, Any], target: str) -> str:
+    if best["parameters"] is None:
+        return f"  for {target}, there is no best size: the ladder shows no effect of the size, or of the text"
+    parameters, tokens = best["parameters"] / 1e6, best["tokens"] / 1e9
+    return f"  for {target}, the best size is about {parameters:,.3g} M parameters on {tokens:.3g} B tokens"
 
 
 UNCOMPILED = [

@@ -150,7 +150,7 @@ def _stop_runs(worker: Service) -> None:
     """
     from prefect.client.orchestration import get_client
 
-    from flows.check import settle
+    from flows.check import settle, was_killed
 
     active = _runs("RUNNING", "PENDING")
     for pid in worker.children():
@@ -160,9 +160,10 @@ def _stop_runs(worker: Service) -> None:
     _until(lambda: not worker.children() or not _runs("RUNNING", "PENDING", **mine), WORKER_PATIENCE)
     _until(lambda: not _runs("RUNNING", **mine), 5)  # the worker reports the last one, unless it is busy
     with get_client(sync_client=True) as client:
-        for run in active:
+        for run in _runs("CRASHED", "RUNNING", **mine):
             try:
-                settle(client, run.id)
+                if run.state.is_crashed() or was_killed(run.id):
+                    settle(client, run.id)
             except Exception as error:  # koda/check tries again, once there is a worker
                 print(f"{run.name}: {error}")
 

@@ -40,15 +40,11 @@ class Law:
         """Bits per byte of a model of this size after so many tokens."""
         return float(self.floor + self.a * n**-self.alpha + self.b * tokens**-self.beta)
 
-    def best(self, flops: float) -> tuple[float, float]:
-        """N and D that this compute is spent best on: where a little more of either helps equally.
-
-        Raises KodaError where the points showed no effect of one of them.
-        """
+    def best(self, flops: float) -> tuple[float, float] | None:
+        """N and D that this compute is spent best on: where a little more of either helps equally. None where the
+        points showed no effect of one of them."""
         if not self.a or not self.b:
-            raise KodaError(
-                f"the ladder shows no effect of {'the size' if self.b else 'the text'}: it has no best size."
-            )
+            return None
         share = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         n = share * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return n, flops / (6 * n)

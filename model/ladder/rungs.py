@@ -18,6 +18,7 @@ RUNGS = 4
 FEWEST = 3  # rungs that a law can be fitted to
 SMALLEST = 16.0  # times smaller than the target the smallest rung should be
 ENDS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a rung's longest training, at which the shorter ones end
+RATES = (0.5, 2.0)  # times the preset's rate, tried with the shortest training of each rung
 LAYERS = 2  # at least: attention to what an earlier layer found takes two
 SHARE = 0.1  # of the target's compute that a rung's longest training takes, where no budget is stated
 SHORTEST = 2.0  # times the warm-up that a training has to take at least
@@ -43,20 +44,20 @@ def size(model: LlamaConfig) -> float:
 
 def family(target: LlamaConfig) -> list[LlamaConfig]:
     """The shapes below `target` with its heads' size, and its proportions of heads, widths and depth; the smallest
-    first."""
+    first. Where these are too few, key/value heads may serve other numbers of query heads."""
     heads, kv_heads = target.num_attention_heads, target.num_key_value_heads
+    served = heads // kv_heads  # query heads of a key/value head
+    counts = range(served, heads, served)
     shapes = []
-    for count in range(1, heads):
-        share = count / heads
+    for count in counts if len(counts) >= FEWEST else range(1, heads):
+        share, most = count / heads, max(1, kv_heads * count // heads)
         shapes.append(
             replace(
                 target,
                 hidden_size=_multiple(target.hidden_size * share, 8),
                 num_hidden_layers=max(min(LAYERS, target.num_hidden_layers), round(target.num_hidden_layers * share)),
                 num_attention_heads=count,
-                num_key_value_heads=max(
-                    k for k in range(1, count + 1) if count % k == 0 and k <= max(1, kv_heads * share)
-                ),
+                num_key_value_heads=max(k for k in range(1, most + 1) if count % k == 0),
                 intermediate_size=_multiple(target.intermediate_size * share, 32),
             )
         )
@@ -101,9 +102,9 @@ def rungs(target: LlamaConfig, tokens: float, rows: int, warmup: int, share: flo
 
 
 def total_steps(rung: Rung, decay_fraction: float) -> int:
-    """Steps that all trainings of a rung take together: the plateau once, and each decay."""
+    """Steps that all trainings of a rung take together: the plateau once, each decay, and the other rates."""
     *shorter, longest = rung.steps
-    return longest + sum(round(decay_fraction * steps) for steps in shorter)
+    return longest + sum(round(decay_fraction * steps) for steps in shorter) + len(RATES) * rung.steps[0]
 
 
 def affordable(
@@ -119,7 +120,7 @@ def affordable(
     """
     costs = []
     for _, ladder in plans:
-        processes = sum(2 * len(rung.steps) for rung in ladder)
+        processes = sum(2 * len(rung.steps) + len(RATES) for rung in ladder)
         costs.append(start * processes + sum(seconds[rung.name] * total_steps(rung, decay_fraction) for rung in ladder))
     fitting = [
         ladder for (_, ladder), cost in zip(plans, costs, strict=True) if cost <= budget and len(ladder) >= FEWEST

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from model.training import distributed
 from model.training.job import Job
 from model.training.training import Training
 
@@ -14,12 +15,14 @@ UNTIMED = 3  # before them
 
 
 def seconds_per_step(jobs: list[dict[str, Any]]) -> list[float]:
-    """The median of a few steps of each job (the fields of a Job), from fresh weights."""
+    """The median of a few steps of each job (the fields of a Job), from fresh weights, in the form of its training."""
+    distributed.check_devices()
     return [_median(Training(Job.from_dict(job))) for job in jobs]
 
 
 def _median(training: Training) -> float:
     with jax.set_mesh(training.mesh):
+        training.settle(distributed.device_memory())
         training.begin()
         times = []
         for number in range(UNTIMED + TIMED):

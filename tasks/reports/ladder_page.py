@@ -1,6 +1,5 @@
 """ladder/index.html: the trainings of a ladder, the law that fits them, and what it says."""
 
-import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -9,10 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model.config import LlamaConfig
-from model.errors import KodaError
 from model.ladder.figures import Forecasted, Ladder, Training
 from model.ladder.law import Law
-from tasks.forecast import LADDER, RESULT, forecasted, in_words, read_ladder
+from tasks.forecast import LADDER, finished_ladder, forecasted, in_words
 from tasks.reports import drawing, html
 from tasks.reports.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pictured
 
@@ -52,9 +50,7 @@ def page(run: Path, ladder: Ladder, shape: LlamaConfig, tokens: int) -> Path:
 
 def as_lines(run: Path) -> list[str]:
     """A finished ladder as a person reads it in a terminal."""
-    ladder = read_ladder(run)
-    if ladder is None:
-        raise KodaError(f"{run / LADDER / RESULT} does not exist: the ladder is not finished.")
+    ladder = finished_ladder(run)
     law = ladder.law
     lines = ["", f"{run.name}: {len(ladder.trainings)} trainings of {len({t.rung for t in ladder.trainings})} sizes"]
     lines += [
@@ -64,7 +60,9 @@ def as_lines(run: Path) -> list[str]:
     ]
     lines.append(f"  best rates {', '.join(f'{rung} {best:g}' for rung, best in best_rates(ladder))}")
     lines.append(f"  page       {run / LADDER / PAGE}")
-    lines.append(f"  forecast   koda plan --ladder {run.name} --preset …; the next training of this run has its own")
+    lines.append(
+        f"  forecast   the next training of this run has one; others: koda plan --ladder {run.name} --preset …"
+    )
     return lines
 
 
@@ -137,15 +135,16 @@ def _rates(ladder: Ladder) -> str:
 def _budgets(law: Law, expected: Forecasted) -> str:
     """The best size for more and less compute than the run's."""
     run = 6 * expected.n * expected.tokens
-    try:
-        best = [(times, *law.best(times * run)) for times in BUDGETS]
-    except KodaError as error:
-        return html.note(str(error))
     rows = [
         [f"{times:g}", f"{times * run:.3g}", f"{n:.3g}", f"{tokens:.3g}", f"{tokens / n:.3g}", f"{law(n, tokens):.3f}"]
-        for times, n, tokens in best
-        if all(map(math.isfinite, (n, tokens)))
+        for times in BUDGETS
+        if (best := law.best(times * run))
+        for n, tokens in [best]
     ]
+    if not rows:
+        return html.note(
+            "There is no best size for a budget: the trainings show no effect of the size, or of the text."
+        )
     head = ["times this run's compute", "FLOP", "best N", "tokens", "tokens for each of N", "bits per byte"]
     said = (
         f"Where compute is spent best by the law. This run: N {expected.n:.3g}, {expected.tokens:,} tokens, "

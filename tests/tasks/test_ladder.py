@@ -112,9 +112,12 @@ def test_forecast_is_written_before_the_first_step_and_only_for_the_same_text(
         (run / "pretrain" / step / "COMMIT.json").touch()
     forecast.expect(run / "pretrain", job, "", "of another text")  # it has begun: what was said stays
     assert forecast.read_forecast(run / "pretrain") == expected
-    shutil.rmtree(run / "pretrain/checkpoints")
+    shutil.rmtree(run / "pretrain")
+    (run / "pretrain").mkdir()
+    forecast.expect(run / "pretrain", job, "", "of another text")  # the text was changed since: it goes on without
+    assert forecast.read_forecast(run / "pretrain") is None
     with pytest.raises(KodaError, match=f"another text or tokenizer .{tokens.key[:12]}.*of another"):
-        forecast.expect(run / "pretrain", job, "", "of another text")
+        forecast.forecasted(run, job.model, expected.tokens, "of another text")
 
 
 def test_page_and_lines_show_the_trainings_and_the_forecast(run: Path, built: Ladder) -> None:
@@ -131,12 +134,37 @@ def test_ladder_of_other_settings_is_set_aside(run: Path, built: Ladder, tmp_pat
     ladder._own_folder(folder, "other")
     assert not list((folder / "ladder").glob("*/metrics.jsonl"))
     assert (folder / f"ladder.{old[:8]}/ladder.json").is_file()
+    ladder._own_folder(folder, old)
+    assert (folder / "ladder/ladder.json").is_file() and (folder / "ladder.other").is_dir()
+
+
+def test_other_rate_that_diverges_ends_no_ladder(
+    run: Path, tokens: Built, prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "small"))
+    (folder / "ladder/2x48.json").unlink()  # of the largest size, whose trainings keep no checkpoints
+
+    def diverges(label: str, job: Job, ends: list[int], settings: object) -> None:
+        if job.recipe.learning_rate != CONFIG.pretrain.learning_rate:
+            raise KodaError("it died 3 times")
+        (Path(job.folder) / f"checkpoints/{ends[-1]}").mkdir(parents=True, exist_ok=True)
+        (Path(job.folder) / f"checkpoints/{ends[-1]}/COMMIT.json").touch()
+
+    monkeypatch.setattr(rungs, "ENDS", (1 / 2, 1))
+    monkeypatch.setattr(ladder, "RATES", (2.0,))
+    monkeypatch.setattr(ladder, "run_training", diverges)
+    monkeypatch.setattr(ladder, "retried_call", lambda *_, models, **__: [2.5] * len(models))
+    result = build(folder, tokens)
+    assert [each.rung for each in result.rates] == ["2x16", "2x32"] and len(result.trainings) == 6
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrain.schedule": "cosine"}, "share their beginning"),
+        ({"pretrain.schedule": "cosine"}, "share a plateau"),
+        ({"pretrain.decay_fraction": "0"}, "share a plateau"),
+        ({"pretrain.processes": "0"}, "are started here"),
+        ({"model.weights": "somebody/s"}, "imported weights"),
         ({"pretrain.steps": "12"}, "too few for a ladder"),
         ({"model.num_attention_heads": "2", "model.num_key_value_heads": "2"}, "3 smaller sizes"),
         ({"pretrain.steps": "200000"}, r"reads the [\d,]+ tokens [\d.]+ times"),

@@ -9,9 +9,11 @@ from flows.cli.main import main
 from flows.cli.plan import as_lines, planned
 from flows.config import as_toml, load, parsed
 from model.errors import KodaError
-from model.files import write_json
+from model.files import read_json, write_json
 from model.ladder.figures import Ladder, Training
 from model.ladder.law import Law
+from tasks.runs.up_to_date import stage_key
+from tasks.tokenize import tokenize
 
 LAW = Law(floor=0.9, a=30.0, alpha=0.33, b=60.0, beta=0.31)
 SCANNED = parsed({"pretrain.remat": "dots", "pretrain.scan": "true"})  # compiled in less time
@@ -29,7 +31,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "climbed"
     (folder / "ladder").mkdir(parents=True)
     (folder / "run.toml").write_text(as_toml("tiny", load("tiny")), encoding="utf-8")
-    write_json(folder / "ladder/ladder.json", asdict(Ladder("text", trainings, [], LAW, 1e12)))
+    text = stage_key("tokenize", tokenize.version, (load("tiny").tokenize,))
+    write_json(folder / "ladder/ladder.json", asdict(Ladder(text, trainings, [], LAW, 1e12)))
     return folder
 
 
@@ -44,9 +47,30 @@ def test_plan_forecasts_by_a_ladder_and_has_its_best_size(run: Path) -> None:
     assert "by the ladder of climbed" in text and "tokens for each parameter" not in text
 
 
+def test_plan_takes_the_text_of_the_ladder_for_another_preset(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = (
+        "model.num_hidden_layers=2",
+        "model.hidden_size=192",
+        "model.intermediate_size=384",
+        "pretrain.batch_size=4",
+    )
+    sets = [part for each in (*small, "pretrain.remat=dots", "pretrain.scan=true") for part in ("--set", each)]
+    assert main(["plan", "--preset", "koda-124m", *sets, "--ladder", "climbed", "--gpu", "H100", "--count", "1"]) == 0
+    assert "by the ladder of climbed" in capsys.readouterr().out
+
+
+def test_plan_says_where_a_ladder_has_no_best_size(run: Path) -> None:
+    written = read_json(run / "ladder/ladder.json")
+    write_json(run / "ladder/ladder.json", written | {"law": written["law"] | {"b": 0.0}})
+    text = "\n".join(as_lines(planned("tiny", SCANNED, "H100", 1, None, None, run)))
+    assert "there is no best size" in text and "by the ladder of climbed" in text
+
+
 def test_plan_refuses_a_ladder_of_another_text(run: Path) -> None:
     other = parsed({"tokenize.vocab_size": "2048"})
-    with pytest.raises(KodaError, match=r"'climbed' is of another text .*vocab_size is 4096 there and 2048 here"):
+    with pytest.raises(KodaError, match=r"'climbed' is of another text or tokenizer \(.*\) than this run's \(.*\)"):
         planned("tiny", {**SCANNED, **other}, "H100", 1, None, None, run)
 
 
@@ -56,6 +80,9 @@ def test_plan_refuses_a_ladder_of_another_text(run: Path) -> None:
         (["ladder", "tiny", "--hours", "-1"], "--hours is above 0"),
         (["ladder", "tiny", "--hours", "nan"], "--hours is above 0"),
         (["ladder", "tiny", "--set", "tokenize.source=nowhere"], "nowhere"),
+        (["ladder", "tiny", "--set", "pretrain.schedule=cosine"], "share a plateau"),
+        (["ladder", "tiny", "--set", "pretrain.processes=0"], "are started here"),
+        (["run", "--name", "tiny", "--set", "pretrain.ladder=nobody"], "there is no run 'nobody'"),
         (["plan", "--ladder", "nobody"], "there is no run 'nobody'"),
     ],
 )

@@ -36,6 +36,10 @@ def test_each_rung_costs_at_most_its_share_and_reads_no_more_than_the_target(pre
             rung.model.head_dim == target.head_dim
             and rung.model.max_position_embeddings == target.max_position_embeddings
         )
+        if preset != "tiny":  # whose family of whole groups is too small
+            assert rung.model.num_attention_heads * target.num_key_value_heads == (
+                rung.model.num_key_value_heads * target.num_attention_heads
+            )
         longest = rung.steps[-1] * per_step
         assert longest <= 1.001 * tokens and rung.n * longest <= 1.01 * SHARE * size(target) * tokens
         assert rung.steps[0] >= 2 * recipe.warmup_steps
@@ -56,7 +60,7 @@ def test_target_with_few_heads_is_refused_with_what_would_do() -> None:
 def test_budget_takes_the_largest_ladder_that_fits_it_and_refuses_what_is_too_little() -> None:
     plans = [(share, rungs(TARGET, TOKENS, 8, 50, share)) for share in (0.05, 0.1, 0.2)]
     seconds = {shape: 0.01 for _, plan in plans for shape in (rung.name for rung in plan)}
-    cost = [sum(0.01 * total_steps(rung, 0.4) + 2.0 * 2 * len(rung.steps) for rung in plan) for _, plan in plans]
+    cost = [sum(0.01 * total_steps(rung, 0.4) + 2.0 * (2 * len(rung.steps) + 2) for rung in plan) for _, plan in plans]
     assert cost == sorted(cost)
     for number in (1, 2):
         assert affordable(plans, seconds, 0.4, 2.0, cost[number]) == plans[number][1]
