@@ -110,6 +110,7 @@ def checksums(folder: Path) -> dict[str, int]:
     return {name: a["crc32"] for name, a in arrays.facts(folder / "pretrain/checkpoints/120")["arrays"].items()}
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_weights_after_kill_9_are_bit_identical(project: Path, finished_run: Path) -> None:
     """The trainer is killed in the first segment, and the flow restarts it; the flow is killed in the second, and the
