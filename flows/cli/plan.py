@@ -165,15 +165,16 @@ def as_lines(needs: dict[str, Any]) -> list[str]:
         f"  time          {_range(needs['hours'], '.1f')} h at {_range(percent, '.0f')} % of peak "
         f"({_range(needs['tokens_per_second'], ',.0f')} tokens/s)",
         f"  cost          about ${needs['dollars']:,.0f} at ${needs['dollars_per_device_hour']:.2f} a device and hour",
-        f"  for {target}, the best size is about {best['parameters'] / 1e6:,.3g} M parameters on "
-        f"{best['tokens'] / 1e9:.3g} B tokens",
-        "                by the ladder"
-        if needs["forecast"]
-        else f"                by {TOKENS_PER_PARAMETER} tokens for "
-        "each parameter, as on web text; `koda ladder` measures it on yours",
+        _best(best, target),
     ]
     if needs["forecast"]:
+        lines.append("                by the ladder")
         lines.append(f"  forecast      {in_words(typed(Forecasted, needs['forecast']))}")
+    else:
+        lines.append(
+            f"                by {TOKENS_PER_PARAMETER} tokens for each parameter, as on web text; `koda ladder` "
+            "measures it on yours"
+        )
     ratio = needs["tokens_per_parameter"] / TOKENS_PER_PARAMETER
     if not needs["forecast"] and not 0.25 < ratio < 4:
         far, side = (1 / ratio, "fewer") if ratio < 1 else (ratio, "more")
