@@ -52,13 +52,13 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def form(up: Up, page: Page, deployment: str) -> dict[str, Any]:
-    """Open a deployment's form as a person does; returns the deployment."""
-    page.goto(f"{up.address}/deployments")
-    page.get_by_role("link", name=deployment, exact=True).click()
+    """Open a deployment's form as a person does on its page; returns the deployment."""
+    described = up.api(f"deployments/name/koda/{deployment}")
+    page.goto(f"{up.address}/deployments/deployment/{described['id']}")  # the list of all has two pages
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     page.get_by_role("button", name="Submit").wait_for()
-    return up.api(f"deployments/name/koda/{deployment}")
+    return described
 
 
 def entry(within: Page | Locator, title: str) -> Locator:
