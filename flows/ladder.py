@@ -8,6 +8,7 @@ from flows.cancel import cancellable
 from flows.config import as_toml, begun_with, load
 from flows.forms import Name, Preset, field, form
 from tasks.ladder import build, check
+from tasks.pretrain import pretraining
 from tasks.progress import log_line
 from tasks.reports.ladder_page import page
 from tasks.runs.paths import folder_of
@@ -39,5 +40,5 @@ def ladder(
     with Run(name, config_text=as_toml(begun_with(preset, folder), c)) as run:
         tokens = tokenize(run, c.tokenize)
         finished = build(run.folder, tokens, c.model, c.pretrain, c.evaluate, hours)
-        read = c.pretrain.steps * c.pretrain.batch_size * c.model.max_position_embeddings
-        log_line(f"ladder     {page(run.folder, finished, c.model.llama(tokens.figures.vocab_size), read)}")
+        job = pretraining(c.pretrain, c.model, tokens, run.folder / "pretrain")
+        log_line(f"ladder     {page(run.folder, finished, job)}")

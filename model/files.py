@@ -126,7 +126,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, none where there is no file; a line that a crash cut short is left out."""
+    """The objects in the lines of a file, none where there is no file; a line that a crash cut short is left out."""
     lines = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -134,7 +134,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 lines.append(json.loads(line))
             except ValueError:
                 continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from model.config import LlamaConfig
 from model.errors import KodaError
 from model.files import read_json, write_json
 from model.ladder.figures import Forecasted, Ladder
@@ -26,32 +25,34 @@ def expect(training: Path, job: Job, name: str, text: str) -> None:
     `name`: the run whose ladder it is; empty: the training's own run, where it has one. `text`: the key of its tokens.
     Raises KodaError where the named ladder is of another text; the run's own is left out then.
     """
-    run = existing(name) if name else training.parent
-    own = None if name else read_ladder(run)
-    if newest_step(training) or not (name or own):
+    if newest_step(training):
         return
-    if own and own.text != text:
+    run = existing(name) if name else training.parent
+    ladder = finished_ladder(run) if name else read_ladder(run)
+    if ladder is None:
+        return
+    if not name and ladder.text != text:
         log_line(f"forecast   none: the run's ladder is of another text or tokenizer; `koda ladder {run.name}` again")
         return
-    expected = forecasted(run, job.model, job.recipe.steps * job.recipe.batch_size * job.sequence_length, text)
+    expected = forecasted(ladder, run.name, job, text)
     write_json(training / FORECAST, asdict(expected))
     log_line(f"forecast   {in_words(expected)}")
 
 
-def forecasted(run: Path, shape: LlamaConfig, tokens: int, text: str = "") -> Forecasted:
-    """What the ladder of a run expects of a model of this shape after so many tokens.
+def forecasted(ladder: Ladder, run: str, job: Job, text: str) -> Forecasted:
+    """What the ladder of `run` expects of a training on `text`, by the key of its tokens.
 
-    Raises KodaError where the run has no ladder, and for one of another `text`, where that is known.
+    Raises KodaError for a ladder of another text.
     """
-    ladder, n = finished_ladder(run), size(shape)
-    if text and ladder.text != text:
+    if ladder.text != text:
         raise KodaError(
-            f"the ladder of run {run.name!r} is of another text or tokenizer ({ladder.text[:12]}) than this run's "
-            f"({text[:12]}): its law says nothing about it. `koda ladder {run.name}` makes one of that run's text."
+            f"the ladder of run {run!r} is of another text or tokenizer ({ladder.text[:12]}) than this run's "
+            f"({text[:12]}): its law says nothing about it. `koda ladder {run}` makes one of that run's text."
         )
+    n, tokens = size(job.model), job.tokens
     points = [each.point for each in ladder.trainings]
     return Forecasted(
-        ladder=run.name,
+        ladder=run,
         text=ladder.text,
         n=n,
         tokens=tokens,

@@ -45,8 +45,7 @@ class Planned:
 
     def figures(self, bits: float) -> Training:
         recipe, rung = self.job.recipe, self.rung
-        tokens = recipe.steps * recipe.batch_size * self.job.sequence_length
-        return Training(rung.name, rung.n, recipe.steps, tokens, recipe.learning_rate, round(bits, 5))
+        return Training(rung.name, rung.n, recipe.steps, self.job.tokens, recipe.learning_rate, round(bits, 5))
 
 
 def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: Evaluate, hours: float) -> Ladder:
@@ -65,13 +64,12 @@ def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: 
     settings = pretrain.model_copy(update={"copy_to": ""})
     finished = [figures for rung in ladder for figures in _trained(folder, rung, base, settings, tokens, evaluate)]
     trainings = [each for each in finished if each.learning_rate == pretrain.learning_rate]
-    per_step = pretrain.batch_size * base.sequence_length
     result = Ladder(
         text=tokens.key,
         trainings=trainings,
         rates=[each for each in finished if each not in trainings],
         law=fit([each.point for each in trainings]),
-        flops=sum(6 * rung.n * per_step * total_steps(rung, pretrain.decay_fraction) for rung in ladder),
+        flops=sum(6 * rung.n * base.tokens_per_step * total_steps(rung, pretrain.decay_fraction) for rung in ladder),
     )
     write_json(folder / RESULT, asdict(result))
     return result
@@ -105,23 +103,22 @@ def _own_folder(run: Path, key: str) -> Path:
 
 
 def _planned(folder: Path, base: Job, pretrain: Pretrain, hours: float) -> list[Rung]:
-    """The rungs, as an earlier attempt planned them or anew."""
+    """The rungs, as an earlier attempt planned them; planned now where there was none."""
     if (folder / PLAN).is_file():
         return typed(list[Rung], read_json(folder / PLAN))
     recipe = base.recipe
-    tokens = recipe.steps * recipe.batch_size * base.sequence_length
 
     def ladder(share: float) -> list[Rung]:
-        return rungs(base.model, tokens, recipe.batch_size, recipe.warmup_steps, share)
+        return rungs(base.model, base.tokens, recipe.batch_size, recipe.warmup_steps, share)
 
     if hours:
-        plans = [(share, ladder(share)) for share in SHARES]
-        shapes = {rung.name: rung.model for _, plan in plans for rung in plan}
+        ladders = [ladder(share) for share in SHARES]
+        shapes = {rung.name: rung.model for each in ladders for rung in each}
         jobs = [asdict(replace(base, model=shape)) for shape in shapes.values()]
         log = folder / "ladder.log"
         seconds = call("model.training.pace:seconds_per_step", log, list[float], environment=platforms(), jobs=jobs)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # an empty folder, where a training would have some
-        planned = affordable(plans, dict(zip(shapes, seconds, strict=True)), recipe.decay_fraction, START, 3600 * hours)
+        by_name = dict(zip(shapes, seconds, strict=True))
+        planned = affordable(ladders, by_name, recipe.decay_fraction, START, 3600 * hours)
     else:
         planned = ladder(SHARE)
     if len(planned) < FEWEST or sum(len(rung.steps) for rung in planned) < LEAST:
@@ -137,8 +134,8 @@ def _planned(folder: Path, base: Job, pretrain: Pretrain, hours: float) -> list[
 
 def _check_text(ladder: list[Rung], base: Job, tokens: Built) -> None:
     """Raise KodaError where a training would read the text too often for a law of new text."""
-    available, per_step = len(Shards(tokens / "train")), base.recipe.batch_size * base.sequence_length
-    epochs = max(rung.steps[-1] * per_step / available for rung in ladder)
+    available = len(Shards(tokens / "train"))
+    epochs = max(rung.steps[-1] for rung in ladder) * base.tokens_per_step / available
     if epochs > EPOCHS:
         raise KodaError(
             f"the longest training of the ladder reads the {available:,} tokens {epochs:.1f} times: its law would be "

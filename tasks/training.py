@@ -198,7 +198,7 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
         )
     return TrainingFigures(
         steps=job.recipe.steps,
-        tokens=job.recipe.steps * job.recipe.batch_size * job.sequence_length,
+        tokens=job.tokens,
         loss=round(metrics.training[-1].loss, 4) if metrics.training else None,
         heldout_loss=round(metrics.heldout[-1].heldout_loss, 4) if metrics.heldout else None,
         restarts=len(restarts(read_events(folder))),

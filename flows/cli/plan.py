@@ -75,10 +75,11 @@ def planned(
     job = pretraining_job(config)
     rows, context = config.pretrain.batch_size, config.model.max_position_embeddings
     per_token = flops_per_token(job.model, context)
-    tokens = config.pretrain.steps * rows * context
-    expected = None
+    tokens = job.tokens
+    expected = law = None
     if ladder:
-        expected = forecasted(ladder, job.model, tokens, stage_key("tokenize", tokenize.version, (config.tokenize,)))
+        finished, text = finished_ladder(ladder), stage_key("tokenize", tokenize.version, (config.tokenize,))
+        expected, law = forecasted(finished, ladder.name, job, text), finished.law
     step = _compile(job, card, count)
     peak = count * card.bfloat16
     if utilisation is not None or step.configured.seconds is None:
@@ -91,7 +92,6 @@ def planned(
     weights = 4 * job.model.parameters
     kept = config.pretrain.keep_checkpoints + 2  # beside the permanent ones, a temporary one and the one being written
     spent = per_token * tokens * (1 if budget_hours is None else budget_hours / middle)
-    law = finished_ladder(ladder).law if ladder else None
     best = law.best(spent) if law else _usual(spent)
     return {
         "preset": preset,

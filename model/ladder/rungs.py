@@ -5,7 +5,7 @@ arXiv:2404.06395). Shorter ones share its beginning and fall earlier, so that a 
 more than the compute of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,8 +29,11 @@ class Rung:
     """One size, trained to each of `steps`, ascending."""
 
     model: LlamaConfig
-    n: float  # floating-point operations of a step per token, over 6
     steps: tuple[int, ...]
+
+    @property
+    def n(self) -> float:
+        return size(self.model)
 
     @property
     def name(self) -> str:
@@ -93,11 +96,10 @@ def rungs(target: LlamaConfig, tokens: float, rows: int, warmup: int, share: flo
     compute = share * size(target) * tokens
     planned = []
     for model in chosen(target):
-        n = size(model)
-        longest = min(compute / n, tokens) / per_step
+        longest = min(compute / size(model), tokens) / per_step
         steps = tuple(s for s in (round(longest * end) for end in ENDS) if s >= max(8, SHORTEST * warmup))
         if len(steps) > 1:
-            planned.append(Rung(model, n, steps))
+            planned.append(Rung(model, steps))
     return planned
 
 
@@ -108,25 +110,21 @@ def total_steps(rung: Rung, decay_fraction: float) -> int:
 
 
 def affordable(
-    plans: Sequence[tuple[float, list[Rung]]],
-    seconds: dict[str, float],
-    decay_fraction: float,
-    start: float,
-    budget: float,
+    ladders: Iterable[list[Rung]], seconds: dict[str, float], decay_fraction: float, start: float, budget: float
 ) -> list[Rung]:
-    """The largest of `plans` (share, rungs), ascending, that fits a budget in seconds.
+    """The largest of `ladders`, ascending, that fits a budget in seconds.
 
     `seconds`: of a step, by the rung's name; `start`: of a process, until it trains. Raises KodaError where none does.
     """
-    costs = []
-    for _, ladder in plans:
+
+    def cost(ladder: list[Rung]) -> float:
         processes = sum(2 * len(rung.steps) + len(RATES) for rung in ladder)
-        costs.append(start * processes + sum(seconds[rung.name] * total_steps(rung, decay_fraction) for rung in ladder))
-    fitting = [
-        ladder for (_, ladder), cost in zip(plans, costs, strict=True) if cost <= budget and len(ladder) >= FEWEST
-    ]
-    if fitting:
+        return start * processes + sum(seconds[rung.name] * total_steps(rung, decay_fraction) for rung in ladder)
+
+    enough = [ladder for ladder in ladders if len(ladder) >= FEWEST]
+    if fitting := [ladder for ladder in enough if cost(ladder) <= budget]:
         return fitting[-1]
-    enough = [cost for (_, ladder), cost in zip(plans, costs, strict=True) if len(ladder) >= FEWEST]
-    would = f"{enough[0] / 3600:.2g} hours would do" if enough else "the target itself is too short a training for one"
+    would = "the target itself is too short a training for one"
+    if enough:
+        would = f"{cost(enough[0]) / 3600:.2g} hours would do"
     raise KodaError(f"--hours {budget / 3600:.3g} is too little for {FEWEST} rungs: {would}.")

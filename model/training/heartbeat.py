@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import KodaError
-from model.files import disk_full, read_json
+from model.files import disk_full, read_object
 
 HEARTBEAT = "heartbeat.json"
 FIELDS = {"pid", "phase", "step", "pace", "loss", "began", "ended", "first_step", "seconds", "saves"}
@@ -79,7 +79,7 @@ class Heartbeat:
         """The last beat, or None before the first one and for one of another version; its `time` is when the file was
         last touched."""
         try:
-            beat, touched = read_json(folder / HEARTBEAT), (folder / HEARTBEAT).stat().st_mtime
+            beat, touched = read_object(folder / HEARTBEAT), (folder / HEARTBEAT).stat().st_mtime
         except (OSError, KodaError):
             return None
-        return {**beat, "time": touched} if isinstance(beat, dict) and beat.keys() >= FIELDS else None
+        return {**beat, "time": touched} if beat.keys() >= FIELDS else None

@@ -80,6 +80,15 @@ class Job:
     second_place: str = ""  # address where its checkpoints are copied to, and read from where there is none here
     cache: str | None = None  # XLA's persistent compilation cache
 
+    @property
+    def tokens_per_step(self) -> int:
+        return self.recipe.batch_size * self.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """What the whole training reads."""
+        return self.recipe.steps * self.tokens_per_step
+
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
 

@@ -164,7 +164,7 @@ class Attempt:
                 time=time.time(),
                 **values,
                 learning_rate=self.training.learning_rate(step - 1),
-                tokens=step * self.recipe.batch_size * self.training.job.sequence_length,
+                tokens=step * self.training.job.tokens_per_step,
                 data_seconds=finished.waited,
             )
             self.training.log_metrics(metrics)

@@ -1,6 +1,8 @@
 """How long a step takes, on the devices that are here."""
 
+import tempfile
 import time
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -17,7 +19,8 @@ UNTIMED = 3  # before them
 def seconds_per_step(jobs: list[dict[str, Any]]) -> list[float]:
     """The median of a few steps of each job (the fields of a Job), from fresh weights, in the form of its training."""
     distributed.check_devices()
-    return [_median(Training(Job.from_dict(job))) for job in jobs]
+    with tempfile.TemporaryDirectory() as scratch:  # where a training would have its checkpoints
+        return [_median(Training(replace(Job.from_dict(job), folder=scratch))) for job in jobs]
 
 
 def _median(training: Training) -> float:

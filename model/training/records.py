@@ -123,7 +123,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 def _of_kind(kind: type[Line], logged: Sequence[dict[str, Any]]) -> list[Line]:
     names = {f.name for f in fields(kind)}
-    return [kind(**line) for line in logged if isinstance(line, dict) and line.keys() == names]
+    return [kind(**line) for line in logged if line.keys() == names]
 
 
 def read_events(folder: Path) -> list[EventRecord]:
@@ -131,7 +131,7 @@ def read_events(folder: Path) -> list[EventRecord]:
     return [
         EventRecord(Event(line.pop("event")), line.pop("step"), line.pop("time"), line.pop("cause", ""), line)
         for line in read_lines(folder / EVENTS)
-        if isinstance(line, dict) and line.get("event") in [*Event] and line.keys() >= {"step", "time"}
+        if line.get("event") in [*Event] and line.keys() >= {"step", "time"}
     ]
 
 

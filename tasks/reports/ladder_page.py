@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from model.config import LlamaConfig
 from model.ladder.figures import Forecasted, Ladder, Training
 from model.ladder.law import Law
+from model.training.job import Job
 from tasks.forecast import LADDER, finished_ladder, forecasted, in_words
 from tasks.reports import drawing, html
 from tasks.reports.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pictured
@@ -19,9 +19,9 @@ BUDGETS = (0.1, 1.0, 10.0, 100.0)  # times the run's compute
 COLOURS = (BLUE, GREEN, PURPLE, ORANGE)  # of the rungs
 
 
-def page(run: Path, ladder: Ladder, shape: LlamaConfig, tokens: int) -> Path:
-    """Write the page of a run's ladder; the run trains a model of this shape on so many tokens. Returns its path."""
-    expected = forecasted(run, shape, tokens)
+def page(run: Path, ladder: Ladder, job: Job) -> Path:
+    """Write the page of a run's ladder; `job` is the run's own pretraining. Returns its path."""
+    expected = forecasted(ladder, run.name, job, ladder.text)
     law = ladder.law
     equation = (
         f"L(N, D) = {law.floor:.3f} + {law.a:.3g} / N^{law.alpha:.3f} + {law.b:.3g} / D^{law.beta:.3f} bits per byte"

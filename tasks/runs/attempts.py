@@ -70,7 +70,7 @@ class Attempts:
 
     def _lines(self) -> list[dict[str, Any]]:
         """The events in the journal; lines of another kind are left out."""
-        return [line for line in read_lines(self.journal) if isinstance(line, dict) and "event" in line]
+        return [line for line in read_lines(self.journal) if "event" in line]
 
     def _add(self, event: Event, **facts: Any) -> None:
         append_line(self.journal, {"time": time.time(), "event": event, **facts})

@@ -44,6 +44,12 @@ def build(run: Path, tokens: Built, hours: float = 0.0) -> Ladder:
     return ladder.build(run, tokens, CONFIG.model, CONFIG.pretrain, CONFIG.evaluate, hours)
 
 
+def own_job(run: Path) -> Job:
+    """The run's own pretraining."""
+    shape = CONFIG.model.llama(512)
+    return CONFIG.pretrain.job(shape, folder=str(run / "pretrain"), train="", heldout="", end_of_text=0)
+
+
 @pytest.fixture(scope="module")
 def built(run: Path, tokens: Built, prefect_server: None) -> Ladder:
     """Interrupted in the middle of its second size, and gone on with."""
@@ -99,9 +105,7 @@ def test_ladder_measures_every_training_and_fits_a_law(run: Path, built: Ladder)
 def test_forecast_is_written_before_the_first_step_and_only_for_the_same_text(
     run: Path, built: Ladder, tokens: Built
 ) -> None:
-    job = CONFIG.pretrain.job(
-        CONFIG.model.llama(512), folder=str(run / "pretrain"), train="", heldout="", end_of_text=0
-    )
+    job = own_job(run)
     (run / "pretrain").mkdir()
     forecast.expect(run / "pretrain", job, "", tokens.key)
     expected = forecast.read_forecast(run / "pretrain")
@@ -117,11 +121,11 @@ def test_forecast_is_written_before_the_first_step_and_only_for_the_same_text(
     forecast.expect(run / "pretrain", job, "", "of another text")  # the text was changed since: it goes on without
     assert forecast.read_forecast(run / "pretrain") is None
     with pytest.raises(KodaError, match=f"another text or tokenizer .{tokens.key[:12]}.*of another"):
-        forecast.forecasted(run, job.model, expected.tokens, "of another text")
+        forecast.forecasted(built, "small", job, "of another text")
 
 
 def test_page_and_lines_show_the_trainings_and_the_forecast(run: Path, built: Ladder) -> None:
-    html = page(run, built, CONFIG.model.llama(512), STEPS * 8 * 64).read_text(encoding="utf-8")
+    html = page(run, built, own_job(run)).read_text(encoding="utf-8")
     for each in built.trainings:
         assert f"{each.bits_per_byte:.4f}" in html
     assert "is expected to reach" in html and "The best size for a budget" in html and "<script" not in html

@@ -58,11 +58,11 @@ def test_target_with_few_heads_is_refused_with_what_would_do() -> None:
 
 
 def test_budget_takes_the_largest_ladder_that_fits_it_and_refuses_what_is_too_little() -> None:
-    plans = [(share, rungs(TARGET, TOKENS, 8, 50, share)) for share in (0.05, 0.1, 0.2)]
-    seconds = {shape: 0.01 for _, plan in plans for shape in (rung.name for rung in plan)}
-    cost = [sum(0.01 * total_steps(rung, 0.4) + 2.0 * (2 * len(rung.steps) + 2) for rung in plan) for _, plan in plans]
+    plans = [rungs(TARGET, TOKENS, 8, 50, share) for share in (0.05, 0.1, 0.2)]
+    seconds = {rung.name: 0.01 for plan in plans for rung in plan}
+    cost = [sum(0.01 * total_steps(rung, 0.4) + 2.0 * (2 * len(rung.steps) + 2) for rung in plan) for plan in plans]
     assert cost == sorted(cost)
     for number in (1, 2):
-        assert affordable(plans, seconds, 0.4, 2.0, cost[number]) == plans[number][1]
+        assert affordable(plans, seconds, 0.4, 2.0, cost[number]) == plans[number]
     with pytest.raises(KodaError, match=r"--hours .* is too little for 3 rungs: .* hours would do"):
-        affordable(plans, seconds, 0.4, 2.0, 0.9 * min(c for c, (_, p) in zip(cost, plans, strict=True) if len(p) >= 3))
+        affordable(plans, seconds, 0.4, 2.0, 0.9 * min(c for c, p in zip(cost, plans, strict=True) if len(p) >= 3))
