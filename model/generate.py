@@ -4,11 +4,12 @@ Letters in names: B batch, T time, V vocabulary.
 """
 
 from collections.abc import Container, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from model.llama import Cache, Llama
@@ -27,6 +28,26 @@ class State(NamedTuple):
     key: jax.Array
 
 
+@cache
+def programs(graph: nnx.GraphDef[Llama]) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """What reads a prompt and what makes a step, compiled once for all models of a shape."""
+
+    @partial(jax.jit, donate_argnums=2)
+    def prefill(weights: nnx.State, tokens_BT: jax.Array, cache: Cache, count: jax.Array) -> tuple[jax.Array, Cache]:
+        logits_BTV, cache = nnx.merge(graph, weights).decode(tokens_BT, cache, jnp.int32(0))
+        return logits_BTV[0, count - 1], cache
+
+    @partial(jax.jit, donate_argnums=1, static_argnums=2)
+    def step(weights: nnx.State, state: State, sampling: Sampling) -> tuple[jax.Array, State]:
+        next_key, key = jax.random.split(state.key)
+        token = choose(state.logits_V, state.seen_V, key, sampling)
+        logits_BTV, cache = nnx.merge(graph, weights).decode(token[None, None], state.cache, state.position)
+        seen_V = state.seen_V.at[token].set(True)
+        return token, State(logits_BTV[0, 0], seen_V, cache, state.position + 1, next_key)
+
+    return prefill, step
+
+
 class Generator:
     """Continues a prompt, token ids, with a model."""
 
@@ -35,29 +56,19 @@ class Generator:
         self.config = model.config
         self.capacity = context or model.config.max_position_embeddings
         graph, self._weights = nnx.split(model)
-
-        @partial(jax.jit, donate_argnums=2)
-        def prefill(
-            weights: nnx.State, tokens_BT: jax.Array, cache: Cache, count: jax.Array
-        ) -> tuple[jax.Array, Cache]:
-            logits_BTV, cache = nnx.merge(graph, weights).decode(tokens_BT, cache, jnp.int32(0))
-            return logits_BTV[0, count - 1], cache
-
-        @partial(jax.jit, donate_argnums=1, static_argnums=2)
-        def step(weights: nnx.State, state: State, sampling: Sampling) -> tuple[jax.Array, State]:
-            next_key, key = jax.random.split(state.key)
-            token = choose(state.logits_V, state.seen_V, key, sampling)
-            logits_BTV, cache = nnx.merge(graph, weights).decode(token[None, None], state.cache, state.position)
-            seen_V = state.seen_V.at[token].set(True)
-            return token, State(logits_BTV[0, 0], seen_V, cache, state.position + 1, next_key)
-
-        self._prefill, self._step = prefill, step
+        self._prefill, self._step = programs(graph)
 
     def __call__(self, prompt: list[int], stops: Container[int], sampling: Sampling = Sampling()) -> Iterator[int]:  # noqa: B008
         """Yield new tokens up to the limit; ends after one of `stops`, which is yielded, or when the context is full.
 
         A prompt that is longer than the context loses its beginning.
         """
+        return (token for token, _ in self.tokens(prompt, stops, sampling))
+
+    def tokens(
+        self, prompt: list[int], stops: Container[int], sampling: Sampling, logits: bool = False
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        """The same, and with each token, if wanted, the logits that it was chosen by, `[vocabulary]`."""
         prompt = prompt[-(self.capacity - 1) :]
         logits_V, cache = self._begin(prompt, len(prompt) + sampling.limit)
         seen_V = jnp.zeros(self.config.vocab_size, bool).at[jnp.asarray(prompt)].set(True)
@@ -65,9 +76,10 @@ class Generator:
         # A static argument is compiled for each value; the limit and the seed do not change the computation.
         static = sampling._replace(limit=0, seed=0)
         for _ in range(min(sampling.limit, self.capacity - len(prompt))):
+            seen = np.array(state.logits_V) if logits else None  # a copy, for the step reuses its memory
             token_id, state = self._step(self._weights, state, static)
             token = int(token_id)
-            yield token
+            yield token, seen
             if token in stops:
                 return
 

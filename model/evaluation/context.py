@@ -24,6 +24,7 @@ from model.figures import ContextFigures, LossByContext, StretchFigures
 from model.files import write_json
 from model.llama import Llama
 from model.rope import ntk_theta
+from model.training.promote import promote
 
 Method = Literal["unchanged", "linear", "yarn", "ntk"]
 BINS = 16  # points of the curve over the longer context
@@ -70,20 +71,23 @@ def measure(
     prompts: str,
     factor: float,
     method: Method,
-    adapted: bool,
+    job: str,
     rows: int,
     items: int,
     answer_limit: int,
 ) -> ContextFigures:
     """Compare the model in `source` under every scaling method, and the `final` model; returns the figures.
 
-    Writes positions.json: the held-out loss by position of each, and how many pass keys the final model retrieves.
-    The held-out `prompts` measure whether the final model still ends its answers.
+    `job` is the finished training (a file) whose verified checkpoint becomes the `final` weights; empty: nothing was
+    trained, and they are there. Writes positions.json: the held-out loss by position of each, and how many pass keys
+    the final model retrieves. The held-out `prompts` measure whether the final model still ends its answers.
     """
+    if job:
+        promote(job, final)
     old, new = weights.load(Path(source)), weights.load(Path(final))
     half, context = old.config.max_position_embeddings, new.config.max_position_embeddings
     models: dict[str, Llama] = {name: under(old, stretched(old.config, factor, name)) for name in get_args(Method)}
-    if adapted:
+    if job:
         models[f"{method}, adapted"] = new
     heldout = Path(tokens) / "heldout"
     curves = {name: loss_by_position(model, heldout, context, rows) for name, model in models.items()}
@@ -100,7 +104,7 @@ def measure(
             "passkeys": retrieval,
         },
     )
-    unchanged, last = curves["unchanged"], curves[f"{method}, adapted" if adapted else method]
+    unchanged, last = curves["unchanged"], curves[f"{method}, adapted" if job else method]
     end = slice(3 * half // 4, half)  # the last quarter of the old context
     return ContextFigures(
         **asdict(ending_share(new, vocabulary, Path(prompts), answer_limit)),

@@ -9,6 +9,7 @@ a chunk; R rows, S their tokens; 4 token, position, segment and branch of each p
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -74,40 +75,44 @@ class Row:
         self.branches += [branch] * len(ids)
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for all models of a shape
+def score_batch(
+    graph: nnx.GraphDef[Llama],
+    state: nnx.State,
+    batch_4BT: jax.Array,
+    at_N: jax.Array,
+    targets_N: jax.Array,
+    chunks: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target after its position in the flattened batch; whether it is the likeliest.
+
+    Computed for the first `chunks` times CHUNK targets.
+    """
+    model = nnx.merge(graph, state)
+    tokens_BT, positions_BT, segments_BT, branches_BT = batch_4BT
+    x_BTD = model.hidden(model.embed(tokens_BT), Segments(segments_BT, branches_BT), positions_BT)
+    x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
+
+    def chunk(number: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        at_C, target_C = (jax.lax.dynamic_slice_in_dim(a, number * CHUNK, CHUNK) for a in (at_N, targets_N))
+        logits_CV = model.logits(x_XD[at_C][None])[0]
+        logit_C = jnp.take_along_axis(logits_CV, target_C[:, None], -1)[:, 0]
+        new = logit_C - jax.nn.logsumexp(logits_CV, -1), logits_CV.argmax(-1) == target_C
+        return tuple(  # type: ignore[return-value]
+            jax.lax.dynamic_update_slice_in_dim(old, part, number * CHUNK, 0)
+            for old, part in zip(results, new, strict=True)
+        )
+
+    return jax.lax.fori_loop(0, chunks, chunk, (jnp.zeros(at_N.shape), jnp.zeros(at_N.shape, bool)))
+
+
 class Scorer:
     """Scores continuations with a model; a request that is longer than the context loses its beginning."""
 
     def __init__(self, model: Llama):
         self.context = model.config.max_position_embeddings
         self.truncated = 0  # requests so far that lost their beginning
-        graph, self.state = nnx.split(model)
-
-        @jax.jit
-        def score(
-            state: nnx.State, batch_4BT: jax.Array, at_N: jax.Array, targets_N: jax.Array, chunks: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            """Log-probability of each target after its position in the flattened batch; whether it is the likeliest.
-
-            Computed for the first `chunks` times CHUNK targets.
-            """
-            model = nnx.merge(graph, state)
-            tokens_BT, positions_BT, segments_BT, branches_BT = batch_4BT
-            x_BTD = model.hidden(model.embed(tokens_BT), Segments(segments_BT, branches_BT), positions_BT)
-            x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
-
-            def chunk(number: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                at_C, target_C = (jax.lax.dynamic_slice_in_dim(a, number * CHUNK, CHUNK) for a in (at_N, targets_N))
-                logits_CV = model.logits(x_XD[at_C][None])[0]
-                logit_C = jnp.take_along_axis(logits_CV, target_C[:, None], -1)[:, 0]
-                new = logit_C - jax.nn.logsumexp(logits_CV, -1), logits_CV.argmax(-1) == target_C
-                return tuple(  # type: ignore[return-value]
-                    jax.lax.dynamic_update_slice_in_dim(old, part, number * CHUNK, 0)
-                    for old, part in zip(results, new, strict=True)
-                )
-
-            return jax.lax.fori_loop(0, chunks, chunk, (jnp.zeros(at_N.shape), jnp.zeros(at_N.shape, bool)))
-
-        self._score = score
+        self.graph, self.state = nnx.split(model)
 
     def __call__(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Score]:
         """Score each request, (context, continuation), in order; both are token ids, and neither is empty."""
@@ -196,7 +201,8 @@ class Scorer:
         size = -(-max(len(targets), len(rows) * width) // CHUNK) * CHUNK
         at_N, targets_N = np.zeros((2, size), np.int32)
         at_N[: len(targets)], targets_N[: len(targets)] = [a for a, _, _ in targets], [t for _, t, _ in targets]
-        results = self._score(self.state, batch_4BT, at_N, targets_N, np.int32(-(-len(targets) // CHUNK)))
+        chunks = np.int32(-(-len(targets) // CHUNK))
+        results = score_batch(self.graph, self.state, batch_4BT, at_N, targets_N, chunks)
         logprobs, best = (np.asarray(array)[: len(targets)] for array in results)
         return targets, logprobs, best  # type: ignore[return-value]
 

@@ -60,7 +60,7 @@ def open_model(path: Path, tokenizer_file: Path | None = None) -> Subject:
     if not (path / "tokenizer.json").is_file():
         raise KodaError(f"{path} has no tokenizer.json.")
     raw = read_object(path / "config.json")
-    stored = mlx.read(path) if "quantization" in raw or _written_by_mlx(path) else hf.read(path)
+    stored = mlx.read(path) if "quantization" in raw or written_by_mlx(path) else hf.read(path)
     return _subject(path, stored, tokenizers.load(str(path)))
 
 
@@ -77,7 +77,7 @@ def stored_weights(path: Path) -> Stored:
     return Stored(config, weights.nested(config, named))
 
 
-def _written_by_mlx(path: Path) -> bool:
+def written_by_mlx(path: Path) -> bool:
     from safetensors import safe_open
 
     first = next(iter(tensors.visible(path)), None)

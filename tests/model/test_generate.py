@@ -92,3 +92,11 @@ def test_repetition_penalty_covers_the_prompt_and_the_generated_tokens(model: Ll
     prompt = [7, 7, 2]
     tokens = list(Generator(model)(prompt, (), Sampling(limit=40, repetition_penalty=1e9)))
     assert len({*prompt, *tokens}) == 2 + len(tokens)
+
+
+def test_second_model_of_the_same_shape_compiles_nothing(model: Llama) -> None:
+    first, second = Generator(model), Generator(Llama(model.config, rngs=nnx.Rngs(7)))
+    tokens = list(first([5, 6], stops=(), sampling=Sampling(limit=12)))
+    compiled = first._step._cache_size()
+    assert list(second([5, 6], stops=(), sampling=Sampling(limit=12))) != tokens  # with numbers of its own
+    assert second._step._cache_size() == compiled

@@ -1,8 +1,9 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from model.evaluation.score import Scorer
+from model.evaluation.score import Scorer, score_batch
 from model.generate import Generator
 from model.llama import Llama
 from model.sampling import Sampling
@@ -104,5 +105,15 @@ def test_the_logits_of_a_batch_are_never_in_memory_at_once(model: Llama) -> None
     scorer = Scorer(model)
     batch = np.zeros((4, 16, 256), np.int32)
     at = np.zeros(4096, np.int32)
-    compiled = scorer._score.lower(scorer.state, batch, at, at, np.int32(1)).compile()
+    compiled = score_batch.lower(scorer.graph, scorer.state, batch, at, at, np.int32(1)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4096 * model.config.vocab_size * 4
+
+
+def test_second_model_of_the_same_shape_compiles_nothing(model: Llama) -> None:
+    """Another one of the same configuration, with other numbers and other scores."""
+    text = np.arange(1, 40)
+    first = Scorer(model).stream(text, 32)
+    compiled = score_batch._cache_size()
+    second = Scorer(Llama(model.config, rngs=nnx.Rngs(7))).stream(text, 32)
+    assert score_batch._cache_size() == compiled
+    assert not np.allclose(first, second)
