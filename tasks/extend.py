@@ -10,7 +10,6 @@ from model.config import LlamaConfig
 from model.errors import KodaError
 from model.figures import (
     AdaptationFigures,
-    CheckpointFigures,
     ContextFigures,
     CorpusFigures,
     ExtendFigures,
@@ -63,7 +62,7 @@ class Extend(TrainSection):
             )
 
 
-@stage(version=3, resumes=True)
+@stage(version=4, resumes=True)
 def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[CorpusFigures]) -> ExtendFigures:
     """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
     log, final = out / "extend.log", out / "weights"
@@ -92,7 +91,7 @@ def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
         prompts=chat / "data/prompts.json",
         factor=settings.factor,
         method=settings.method,
-        adapted=adapts,
+        job=out / JOB if adapts else "",
         rows=settings.rows,
         items=settings.passkeys,
         answer_limit=settings.answer_limit,
@@ -125,11 +124,4 @@ def _adapt(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
         init=str(out / "start"),
     )
     trained = run_training("extend", job, [settings.steps], settings)
-    retried_call(
-        "model.training.promote:promote",
-        out / "extend.log",
-        CheckpointFigures,
-        job=out / JOB,
-        out=out / "weights",
-    )
     return asdict(counts) | asdict(trained)

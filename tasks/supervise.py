@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from model.errors import KodaError
 from model.exit_codes import DONE, PREEMPTED, ROLLED_BACK, UNUSABLE
@@ -65,13 +65,14 @@ def supervise(
     folder: Path | None = None,
     hang_seconds: float = 300.0,
     peers: Sequence[dict[str, str]] = ({},),
+    beside: Sequence[list[str]] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `command` to its end, its output appended to `log`; `folder` is where its heartbeat lies, if it has one.
 
     A process whose heartbeat is older than `hang_seconds` and than ten of its slowest steps is killed. It runs once for
-    each of `peers`, which is what that one has in its environment beside all that this process has: together they are
-    one, whose heart the first is, and where one dies, so do the others.
+    each of `peers`, which is what that one has in its environment beside all that this process has; the commands
+    `beside` run at the same time. Together they are one, whose heart the first is; where one dies, so do the others.
 
     Raises KodaError for a configuration that no retry can fix, ProcessFailed for anything else but success. If this
     process is stopped, the children get SIGTERM, and have GRACE seconds to save and leave.
@@ -82,14 +83,14 @@ def supervise(
         before = output.tell()
         children = [
             subprocess.Popen(
-                command,
+                one,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", **environment},
             )
-            for environment in peers
+            for one, environment in [*((command, peer) for peer in peers), *((other, peers[0]) for other in beside)]
         ]
     watchdog = Watchdog(folder, children[0].pid) if folder is not None else None
     hung: Death | None = None
@@ -120,6 +121,14 @@ def supervise(
         _raise_failure(code, hung, memory, command, log, before)
 
 
+class Order(Generic[Value]):
+    """A call of `package.module:function`; arguments are JSON and paths, the result is a `returns`."""
+
+    def __init__(self, function: str, returns: type[Value], **arguments: Any):
+        self.function, self.returns = function, returns
+        self.arguments = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+
+
 def call(
     function: str,
     log: Path,
@@ -133,20 +142,36 @@ def call(
 
     `background_gb`: the process yields to all others and takes so much memory at most; 0: it is like any other.
     """
+    order = Order(function, returns, **arguments)
+    return _call([order], log, environment or {}, background_gb)[0]
+
+
+def call_several(orders: Sequence[Order[Any]], log: Path, together: bool) -> list[Any]:
+    """The results of several calls, each in a process of its own: at the same time, and where one fails so do all; or
+    one after another."""
+    groups = [orders] if together else [[order] for order in orders]
+    return [value for group in groups for value in _call(group, log)]
+
+
+def _call(
+    orders: Sequence[Order[Any]], log: Path, environment: Mapping[str, str] = {}, background_gb: float = 0
+) -> list[Any]:
     with tempfile.TemporaryDirectory() as scratch:
-        order, result = Path(scratch) / "call.json", Path(scratch) / "result.json"
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        write_json(
-            order,
-            {
-                "function": function,
-                "arguments": plain,
-                "result": str(result),
-                "background_gb": background_gb,
-            },
-        )
-        supervise([sys.executable, "-m", "model.call", str(order)], log, peers=[environment or {}])
-        return typed(returns, read_json(result))
+        results = [Path(scratch) / f"result{number}.json" for number in range(len(orders))]
+        files = [Path(scratch) / f"call{number}.json" for number in range(len(orders))]
+        for order, file, result in zip(orders, files, results, strict=True):
+            write_json(
+                file,
+                {
+                    "function": order.function,
+                    "arguments": order.arguments,
+                    "result": str(result),
+                    "background_gb": background_gb,
+                },
+            )
+        first, *others = ([sys.executable, "-m", "model.call", str(file)] for file in files)
+        supervise(first, log, peers=[{**environment}], beside=others)
+        return [typed(order.returns, read_json(result)) for order, result in zip(orders, results, strict=True)]
 
 
 class Watchdog:

@@ -8,7 +8,7 @@ from flax import nnx
 from model import weights
 from model.data import tokenizer as tokenizers
 from model.data.shards import ShardWriter
-from model.export.parity import Expected, expectation
+from model.export.expectation import Expected, expectation
 from model.llama import Llama
 from tests.conftest import SHAPE
 

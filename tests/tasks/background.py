@@ -1,6 +1,7 @@
 """Functions that tests call in a process of their own; there are no imports that take long."""
 
 import os
+import time
 from pathlib import Path
 
 from model.figures import CheckpointFigures
@@ -30,3 +31,17 @@ def dies_once(path: str) -> CheckpointFigures:
 def allocate() -> int:
     """Six gigabytes."""
     return len(bytearray(6_000_000_000))
+
+
+def meet(mine: str, other: str) -> int:
+    """Its own process, once the other one has begun."""
+    Path(mine).write_text(str(os.getpid()))
+    while not Path(other).exists():
+        time.sleep(0.02)
+    return os.getpid()
+
+
+def fail_after(other: str) -> int:
+    while not (Path(other).exists() and Path(other).read_text()):
+        time.sleep(0.02)
+    raise RuntimeError("of this cause")

@@ -12,7 +12,7 @@ from model.errors import KodaError
 from model.figures import CheckpointFigures, EndingFigures
 from model.training.heartbeat import Heartbeat
 from tasks import supervise as supervising
-from tasks.supervise import Death, ProcessFailed, Watchdog, call, supervise
+from tasks.supervise import Death, Order, ProcessFailed, Watchdog, call, call_several, supervise
 
 
 def python(code: str) -> list[str]:
@@ -81,6 +81,34 @@ def test_call_returns_what_the_function_returned(tmp_path: Path) -> None:
     assert returned == {"weights": CheckpointFigures(parameters=7)}
     with pytest.raises(ValueError, match="asked"):
         call(function, tmp_path / "log", dict[str, EndingFigures], path=path, parameters=7)
+
+
+def meeting(place: Path, mine: str, other: str) -> Order[int]:
+    return Order("tests.tasks.background:meet", int, mine=place / mine, other=place / other)
+
+
+def test_calls_made_together_run_at_the_same_time_and_return_in_order(tmp_path: Path) -> None:
+    """Each waits for the other to have begun."""
+    returned = call_several([meeting(tmp_path, "a", "b"), meeting(tmp_path, "b", "a")], tmp_path / "log", together=True)
+    assert returned == [int((tmp_path / name).read_text()) for name in "ab"] and len({*returned}) == 2
+
+
+def test_calls_made_one_after_another_return_in_order(tmp_path: Path) -> None:
+    """The second one needs that the first one has begun, and the first one needs nobody."""
+    (tmp_path / "b").write_text("")
+    orders = [meeting(tmp_path, "a", "b"), meeting(tmp_path, "c", "a")]
+    first, second = call_several(orders, tmp_path / "log", together=False)
+    assert first == int((tmp_path / "a").read_text()) and second == int((tmp_path / "c").read_text())
+    assert (tmp_path / "a").stat().st_mtime < (tmp_path / "c").stat().st_mtime
+
+
+def test_calls_made_together_end_with_the_one_that_fails(tmp_path: Path) -> None:
+    """The other one waits for one that never begins."""
+    orders = [meeting(tmp_path, "a", "never"), Order("tests.tasks.background:fail_after", int, other=tmp_path / "a")]
+    with pytest.raises(ProcessFailed, match=r"(?s)exit code 1.*of this cause"):
+        call_several(orders, tmp_path / "log", together=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "a").read_text()), 0)
 
 
 def test_silence_is_a_hang(tmp_path: Path) -> None:

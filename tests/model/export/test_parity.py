@@ -14,8 +14,9 @@ from model.data import tokenizer as tokenizers
 from model.evaluation.context import Method, stretched
 from model.export import gguf_file
 from model.export.about import About
+from model.export.expectation import Expected, expectation
 from model.export.formats import hf, mlx
-from model.export.parity import Expected, Limits, compare, divergence, expectation, judge
+from model.export.parity import Limits, compare, divergence, judge
 from model.files import read_json, write_json
 from model.stored import Stored
 
@@ -195,14 +196,12 @@ def test_file_that_does_not_open_fails_and_the_others_are_still_compared(
 ) -> None:
     good = write_gguf(tmp_path / "good.gguf", weights.read(saved_model / "weights"), tokenizer_file)
     (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:-5000])
+    expected.write(tmp_path / "expected")
     figures = compare(
         format_="gguf",
         folder=str(tmp_path),
         limits={"cut.gguf": EXACT, "good.gguf": EXACT},
-        weights_folder=str(saved_model / "weights"),
-        tokenizer=str(tokenizer_file),
-        heldout=str(saved_model / "heldout"),
-        old_context=64,
+        expected=str(tmp_path / "expected"),
     )
     assert "its runtime does not load it" in figures["cut.gguf"].failed[0] and figures["good.gguf"].failed == []
 
