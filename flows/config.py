@@ -24,6 +24,8 @@ from tasks.runs.record import Built, read_built
 from tasks.section import Section, nearest
 from tasks.sft import Sft
 from tasks.tokenize import Tokenize
+from tasks.trackers import check_trackers
+from tasks.training import TrainSection
 
 Settings = dict[str, dict[str, Any]]  # section: {key: value}
 
@@ -53,9 +55,12 @@ class RunConfig(Section):
     """Where the exports go."""
 
     def check_files(self, until: str) -> None:
-        """Raise KodaError where a stage up to `until` (empty: any) would be refused for a file that it names."""
-        for section in self._stages(until).values():
+        """Raise KodaError where a stage up to `until` (empty: any) would be refused for a file or a tracker that it
+        names."""
+        stages = self._stages(until).values()
+        for section in stages:
             section.check()
+        check_trackers({name for section in stages if isinstance(section, TrainSection) for name in section.track})
 
     def check_stages(self, until: str, tokens: Built[CorpusFigures]) -> None:
         """Raise KodaError where a stage up to `until` would be refused for these tokens, once a training was paid for;

@@ -42,8 +42,10 @@ from tasks.deaths import begin_attempt, log_death
 from tasks.devices import gpus, platforms
 from tasks.progress import Watch, log_line, progress
 from tasks.reports import training_page
-from tasks.section import OPERATIONAL, Section
+from tasks.section import OPERATIONAL, Section, one_of
 from tasks.supervise import ProcessFailed, supervise
+from tasks.trackers import TRACKERS
+from tasks.tracking import tracked
 
 REFUSED_FOR = 60.0  # seconds that other machines may still need to begin, after one that refused to train
 
@@ -104,6 +106,9 @@ class TrainSection(Section):
     """A second place for checkpoints, below which each training has a folder: one on another disk, s3://BUCKET/PATH or
     gs://BUCKET/PATH. Each is copied there in the background, and a training that has lost its disk goes on from there.
     Credentials come from the environment (AWS_ACCESS_KEY_ID, …)."""
+    track: Annotated[tuple[one_of(TRACKERS), ...], Field(json_schema_extra=OPERATIONAL)] = ()  # type: ignore[valid-type]
+    """Trackers that metrics and events are mirrored to, beside the training: tensorboard, wandb, trackio, mlflow. Their
+    addresses and credentials come from the environment (WANDB_API_KEY, MLFLOW_TRACKING_URI, …)."""
     keep_checkpoints: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """How many permanent saves are kept; the newest good one always is."""
     verify_every_saves: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 4
@@ -181,15 +186,16 @@ def run_training(label: str, job: Job, ends: list[int], settings: TrainSection) 
     # A restart finds its step compiled.
     replace(job, cache=str(folder.parent / ".compiled"), second_place=second_place).write(job_file)
     began = 0
-    for number, end in enumerate(ends, 1):
-        if end < ends[-1] and end <= newest_step(folder):
+    with tracked(folder, label, settings.track):
+        for number, end in enumerate(ends, 1):
+            if end < ends[-1] and end <= newest_step(folder):
+                began = end
+                continue
+            segment.with_options(
+                name=label,
+                task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
+            )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes, second_place)
             began = end
-            continue
-        segment.with_options(
-            name=label,
-            task_run_name=f"{label} {number}/{len(ends)}, steps {began:,}-{end:,}",  # the graph's letters are ASCII
-        )(label, str(job_file), str(folder), ends, number, settings.hang_seconds, settings.processes, second_place)
-        began = end
     metrics, guessing = read_metrics(folder), math.log(job.model.vocab_size)
     if metrics.heldout and (loss := metrics.heldout[-1].heldout_loss) > guessing:
         log_line(

@@ -51,7 +51,7 @@ def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_else
     elsewhere = (
         {"dtype", "remat", "scan"},
         {"fsdp", "tensor"},
-        {"segments", "processes", "hang_seconds", "copy_to"},
+        {"segments", "processes", "hang_seconds", "copy_to", "track"},
         {"ladder"},
     )
     assert elsewhere[0] == names(Compute) and elsewhere[1] <= names(Job)
