@@ -19,6 +19,7 @@ COMMANDS = {  # a command's module has `add_arguments(parser)` and `main(argumen
     "report": ("report", "Write a run's report; with a second run, one that compares the two."),
     "inspect": ("inspect", "Write a page about the inside of a run's model: how it learned, and what happens in it."),
     "chat": ("chat", "Talk to a run's model."),
+    "serve": ("serve", "Serve a model: OpenAI's API, and a page to chat."),
     "ladder": ("ladder", "Train small models on a run's text, and say what the run will reach."),
     "plan": ("plan", "What a run will take, before any of it is paid for."),
     "eval": ("eval", "Evaluate a model: a run's, a Hugging Face or MLX folder, or a GGUF file."),

@@ -1,6 +1,5 @@
 """The Hugging Face folder: safetensors and the files that transformers 4 and 5 both read."""
 
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.hf_config import from_hf_config, to_hf_config
 from model.export.names import check_tensors, drop_tied_head, from_hf, to_hf
-from model.export.runtime import Probe, TextStream
+from model.export.runtime import Probe, Prompt, TextStream, TokenStream, Writer, template_errors, text_stream
 from model.files import read_object, write_json
 from model.sampling import Sampling
 from model.stored import Stored
@@ -100,6 +99,7 @@ class Transformers:
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.context: int = self.model.config.max_position_embeddings
 
     def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
         with self.torch.no_grad():
@@ -117,38 +117,58 @@ class Transformers:
     def prompt(self, messages: list[chat.Message]) -> str:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
+    @property
+    def stops(self) -> set[int]:
+        stops = self.model.generation_config.eos_token_id
+        return set(stops if isinstance(stops, list) else [stops])
+
     def ends(self, of: Collection[int]) -> set[int]:
-        ends = self.model.generation_config.eos_token_id
-        return set(of) & set(ends if isinstance(ends, list) else [ends])
+        return set(of) & self.stops
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        with template_errors():
+            return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    def generate(self, ids: list[int], sampling: Sampling, top: int | None = None) -> TokenStream:
+        limit = min(sampling.limit, self.context - len(ids))
+        writer = Writer(self.tokenizer.decode, self.tokenize("a")[-1])
+        return writer.write(self._chosen(ids, sampling), limit, self.stops, top)
+
+    def _chosen(self, ids: list[int], sampling: Sampling) -> Iterator[tuple[int, Any]]:
+        """Token after token, as `model.generate()` chooses them, each with the logits that it was chosen by.
+
+        `generate()` itself would go on when nobody reads them.
+        """
+        from transformers.generation import logits_process
+
+        torch, process = self.torch, logits_process.LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            process.append(logits_process.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            process.append(logits_process.TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                process.append(logits_process.TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                process.append(logits_process.TopPLogitsWarper(sampling.top_p))
+        random = torch.Generator().manual_seed(sampling.seed)
+        text_BT = unread_BT = torch.tensor([ids])
+        cache = None
+        while True:
+            with torch.inference_mode():
+                output = self.model(unread_BT, past_key_values=cache, use_cache=True)
+                logits_BV, cache = output.logits[:, -1], output.past_key_values
+                scores_BV = process(text_BT, logits_BV.clone())
+                if sampling.temperature > 0:
+                    unread_BT = torch.multinomial(scores_BV.softmax(-1), 1, generator=random)
+                else:
+                    unread_BT = scores_BV.argmax(-1, keepdim=True)
+                text_BT = torch.cat([text_BT, unread_BT], -1)
+            yield int(unread_BT), logits_BV[0]
 
     def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
-        from transformers import TextIteratorStreamer
-
-        inputs = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        settings: dict[str, Any] = {"max_new_tokens": sampling.limit, "do_sample": sampling.temperature > 0}
-        if sampling.temperature > 0:
-            self.torch.manual_seed(sampling.seed)
-            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        settings["repetition_penalty"] = sampling.repetition_penalty
-        ended: list[Any] = []  # what came out of it, or how it failed
-
-        def generate() -> None:
-            try:
-                ended.append(self.model.generate(**inputs, **settings, streamer=streamer))
-            except Exception as error:
-                ended.append(error)
-                streamer.end()  # so that nobody waits for more
-
-        worker = threading.Thread(target=generate, daemon=True)  # Ctrl-C does not wait for the rest of the answer
-        worker.start()
-        yield from streamer
-        worker.join()
-        if isinstance(ended[0], Exception):
-            raise ended[0]
-        return bool(self.ends([int(ended[0][0, -1])]))
+        return (yield from text_stream(self.generate(self.encode(messages), sampling)))
 
 
 class HuggingFace(Format):
