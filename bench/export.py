@@ -1,12 +1,11 @@
 """Peak memory and time of each export, for a model of the reference's size with random weights.
 
 Every export is written by a process of its own, as the convert stage does it, and its peak is what the kernel counted
-for that process; `cp` of the same bytes is the peer in time. Q4_K_M is among them where `kquants` is installed.
+for that process; `cp` of the same bytes is the peer in time.
 
     .venv/bin/python bench/export.py --rounds 3
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -23,8 +22,7 @@ from table import Spread, options, parse, show
 from model.export.formats import FORMATS
 
 ABOUT = {"name": "bench", "author": "", "license": "", "url": "", "datasets": []}
-KQUANTS = ["Q4_K_M"] if importlib.util.find_spec("llama_cpp") else []
-EXPORTS = ["hf", "F32", "BF16", "F16", "Q8_0", *KQUANTS, "fp16", "8bit", "4bit"]
+EXPORTS = ["hf", "F32", "BF16", "F16", "Q8_0", "Q4_K_M", "fp16", "8bit", "4bit"]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tasks.convert import Convert
 
 BESIDE = ".model"  # in the folder that is being built: the model in Koda's form, and the text it is compared on
+LEFT_OUT = " left out: "  # in the log: a calibration that would take too long (model/export/calibration.py)
 COMPARED = 60_000  # characters of that text
 TYPE = re.compile(r"[.-](F32|B?F16|I?Q\d\w*)$", re.IGNORECASE)  # the number type at the end of a GGUF file's name
 
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPES",
         help="number types, of any format: F16, Q8_0, 4bit, bfloat16, … (default: F16,Q8_0,fp16,8bit,4bit)",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="TEXT",
+        help="a text file that K-quants and MLX's 4bit are fitted to (default: a run's training text; of others, none)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: NAME-exports)")
 
 
@@ -49,6 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path(f"{name}-exports")
     if out.exists():
         raise KodaError(f"{out} is there already. Name a new folder with --out.")
+    text = None if arguments.calibrate is None else read_text(arguments.calibrate)
     source = _of_run(located) if located is not None else _of_others(theirs)  # refuse before imports that take seconds
     prepare_environment()
     from flows.environment import causes_only
@@ -61,7 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise KodaError(f"{arguments.model}: {misfit} Choose other types with --quant.")
     about = {"name": name, "author": "", "license": "", "url": "", "datasets": []} | source.about
     with causes_only():
-        parity = convert(source, out, chosen, about)
+        parity = convert(source, out, chosen, about, text)
     print("\n".join(as_lines(out, parity)))
 
 
@@ -120,10 +128,22 @@ def settings(formats: list[str], types: list[str]) -> "Convert":
     return Convert.model_validate(chosen)
 
 
-def convert(source: Source, out: Path, chosen: "Convert", about: dict[str, Any]) -> "dict[str, ParityFigures]":
-    """Write the exports to `out`, which gets its name once each agrees with the model in its own runtime."""
+def read_text(path: Path) -> str:
+    """A text file. Raises KodaError where it is not."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KodaError(f"--calibrate {path}: cannot be read as UTF-8 text: {error}") from None
+
+
+def convert(
+    source: Source, out: Path, chosen: "Convert", about: dict[str, Any], text: str | None = None
+) -> "dict[str, ParityFigures]":
+    """Write the exports to `out`, which gets its name once each agrees with the model in its own runtime.
+
+    They are calibrated on `text`; without it, a run's on its training text.
+    """
     from model.data import docs
-    from model.data.shards import ShardWriter
     from tasks.convert import export
     from tasks.supervise import call
 
@@ -136,14 +156,15 @@ def convert(source: Source, out: Path, chosen: "Convert", about: dict[str, Any])
         heldout = beside / "heldout"
         path = str(source.path.absolute())
         call("model.export.adopt:adopt", log, PretrainFigures, source=path, tokenizer=path, out=weights)
-        text = "\n\n".join(topic.text for topic in docs.topics())[:COMPARED]
-        writer = ShardWriter(heldout, source.vocabulary.size, COMPARED)
-        writer.add([*source.vocabulary.special.beginning, *source.vocabulary.plain(text)])
-        writer.close()
+        shards = None
+        tokenized(heldout, source.vocabulary, "\n\n".join(topic.text for topic in docs.topics())[:COMPARED])
     else:
-        weights, heldout = source.path, source.run / "tokenize/heldout"
+        weights, heldout, shards = source.path, source.run / "tokenize/heldout", source.run / "tokenize/train"
         before = source.run / "sft/weights"  # what extend made it of, with the old context
         trained = before if weights == source.run / "extend/weights" and before.is_dir() else weights
+    if text is not None:
+        shards = beside / "text"
+        tokenized(shards, source.vocabulary, text)
     source.vocabulary.save(beside)
     parity = export(
         building,
@@ -151,13 +172,25 @@ def convert(source: Source, out: Path, chosen: "Convert", about: dict[str, Any])
         weights=weights,
         tokenizer=beside / "tokenizer.json",
         heldout=heldout,
+        text=shards,
         trained=trained,
         log=log,
         about=about,
     )
+    print("".join(line for line in log.read_text(errors="replace").splitlines(True) if LEFT_OUT in line), end="")
     shutil.rmtree(beside)
     building.rename(out)
     return parity
+
+
+def tokenized(folder: Path, vocabulary: "Vocabulary", text: str) -> None:
+    """A text as token shards, as a model reads it from its beginning."""
+    from model.data.shards import ShardWriter
+
+    tokens = [*vocabulary.special.beginning, *vocabulary.plain(text)]
+    writer = ShardWriter(folder, vocabulary.size, len(tokens))
+    writer.add(tokens)
+    writer.close()
 
 
 def as_lines(out: Path, parity: "dict[str, ParityFigures]") -> list[str]:

@@ -11,12 +11,19 @@ from model.export.formats.format import Export, Source
 
 
 def write(
-    source: str, tokenizer: str, out: str, about: dict[str, Any], variants: dict[str, tuple[str, ...]]
+    source: str,
+    tokenizer: str,
+    out: str,
+    about: dict[str, Any],
+    variants: dict[str, tuple[str, ...]],
+    text: str | None = None,
 ) -> list[Export]:
     """Write the exports of these formats and variants below `out`, and of the formats that they are made from.
 
-    The model is in memory once.
+    Small number types are fitted to the token shards `text`. The model is in memory once, and where it is fitted, with
+    copies in float32.
     """
     card = About(**{**about, "datasets": tuple(about["datasets"])})
-    exported = Source(weights.read(Path(source)), tokenizers.load(tokenizer), card)
+    shards = None if text is None else Path(text)
+    exported = Source(weights.read(Path(source)), tokenizers.load(tokenizer), card, shards)
     return [export for name, chosen in variants.items() for export in FORMATS[name].write(exported, Path(out), chosen)]

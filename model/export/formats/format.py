@@ -19,6 +19,7 @@ class Source(NamedTuple):
     model: Stored
     vocabulary: Vocabulary
     about: About
+    text: Path | None = None  # token shards that roundings are fitted to; None: each number is rounded by itself
 
 
 class Export(NamedTuple):
@@ -46,7 +47,7 @@ class Format(ABC):
     library: ClassVar[str]  # what the Hub calls that runtime (`library_name`)
     variants: ClassVar[dict[str, Variant]]
     needs: ClassVar[tuple[str, ...]] = ()  # formats that it is made from
-    usage: ClassVar[str]  # how to run it, for the model card: Markdown with {where}, {name}, {file} and {question}
+    usage: ClassVar[str]  # how to run it, for the model card; with {where}, {repository}, {name}, {file} and {question}
 
     @abstractmethod
     def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
@@ -63,9 +64,6 @@ class Format(ABC):
     @abstractmethod
     def exports(self, folder: Path) -> list[Path]:
         """The exports in the format's `folder`, the one to take by default first."""
-
-    def check_variants(self, variants: Sequence[str]) -> None:  # noqa: B027  (most formats can write all they have)
-        """Raise KodaError where one of these variants cannot be written on this machine."""
 
     def check_runtime(self) -> None:
         """Raise KodaError where the runtime is not installed."""

@@ -1,6 +1,6 @@
 """The MLX folders, written by mlx-lm from the Hugging Face folder, and read back.
 
-Letters in names: T time, V vocabulary.
+Letters in names: T time, V vocabulary, O outputs of a matrix, G groups, S weights of a group.
 """
 
 import shutil
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from model.data import chat
 from model.errors import KodaError
 from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
+from model.export.gptq import Groups
 from model.export.hf_config import from_hf_config
-from model.export.names import check_tensors, drop_tied_head, from_hf
-from model.export.runtime import Probe, TextStream
-from model.files import read_field, read_object
+from model.export.names import MODULES, check_tensors, drop_tied_head, from_hf
+from model.export.runtime import Probe, Prompt, TextStream, TokenStream, Writer, template_errors, text_stream
+from model.files import atomic_write, read_field, read_object
 from model.sampling import Sampling
 from model.stored import Stored
 
@@ -26,16 +28,52 @@ VARIANTS = {"fp16": Variant(16), "8bit": Variant(8, GROUP), "4bit": Variant(4, G
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def write(folder: Path, hf_folder: Path, label: str) -> None:
-    """Write one MLX folder (one of VARIANTS): fp16, or quantised in groups of 64."""
+def write(folder: Path, hf_folder: Path, label: str, fitted: dict[str, Groups] | None = None) -> None:
+    """Write one MLX folder (one of VARIANTS): fp16, or quantised in groups of 64.
+
+    `fitted`: the groups of the matrices, by their paths in the network; None: as mlx-lm rounds them.
+    """
     import mlx_lm  # here, because it imports transformers, which takes seconds
 
     bits = VARIANTS[label].bits
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     mlx_lm.convert(str(hf_folder), str(folder), quantize=bits < 16, q_bits=bits, q_group_size=GROUP, dtype="float16")
+    (folder / "README.md").unlink(missing_ok=True)  # mlx-lm's, which calls every model English
     for name in TOKENIZER_FILES:  # mlx-lm writes its own, which transformers 4 refuses
         shutil.copyfile(hf_folder / name, folder / name)
+    if fitted is not None:
+        _replace(folder, dict(module for path, groups in fitted.items() for module in by_module(path, groups)))
+
+
+def by_module(path: str, groups: Groups) -> Iterator[tuple[str, Groups]]:
+    """The matrices of a path in the network by transformers' names of their modules."""
+    if not path.startswith("layers/"):
+        yield {"embedding": "model.embed_tokens", "head": "lm_head"}[path], groups
+        return
+    _, part, name, _ = path.split("/")
+    for number in range(len(groups.codes)):
+        yield f"model.layers.{number}.{MODULES[part, name]}", Groups(*(array[number] for array in groups))
+
+
+def _replace(folder: Path, fitted: dict[str, Groups]) -> None:
+    """Put these groups into a quantised folder, in the place of all that are in it."""
+    for path in tensors.files(folder):
+        parts = load_file(path)
+        for module in [name.removesuffix(".scales") for name in parts if name.endswith(".scales")]:
+            groups = fitted.pop(module)
+            parts[f"{module}.weight"] = packed(groups.codes)
+            parts[f"{module}.scales"] = groups.scales.astype(np.float16)
+            parts[f"{module}.biases"] = groups.biases.astype(np.float16)
+        with atomic_write(path, "wb") as beside:
+            save_file(parts, beside.name, {"format": "mlx"})
+    assert not fitted, f"not in {folder}: {', '.join(fitted)}"
+
+
+def packed(codes_OGS: np.ndarray) -> np.ndarray:
+    """Codes of 4 bits as MLX stores them: eight in a uint32, the first in its lowest bits; `[outputs, inputs / 8]`."""
+    eights = codes_OGS.reshape(len(codes_OGS), -1, 8).astype(np.uint32) << np.arange(0, 32, 4, dtype=np.uint32)
+    return np.bitwise_or.reduce(eights, axis=-1)
 
 
 def read(folder: Path) -> Stored:
@@ -94,6 +132,8 @@ class MlxLm:
         self.mx, self.lm = mlx.core, mlx_lm
         self.model, self.tokenizer, *_ = mlx_lm.load(str(folder))
         self.model.set_dtype(mlx.core.float32)
+        config = folder / "config.json"
+        self.context: int = read_field(read_object(config), "max_position_embeddings", int, config)
 
     def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
         logits_TV = self.model(self.mx.array([ids]))[0].astype(self.mx.float32)
@@ -118,25 +158,33 @@ class MlxLm:
     def ends(self, of: Collection[int]) -> set[int]:
         return set(of) & set(self.tokenizer.eos_token_ids)
 
-    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
+    def encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        with template_errors():
+            return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True)
+
+    def generate(self, ids: list[int], sampling: Sampling, top: int | None = None) -> TokenStream:
         from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
         self.mx.random.seed(sampling.seed)
-        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
         penalty = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
-        reason = None
-        for piece in self.lm.stream_generate(
+        limit = min(sampling.limit, self.context - len(ids))
+        pieces = self.lm.stream_generate(
             self.model,
             self.tokenizer,
-            prompt,
-            max_tokens=sampling.limit,
+            ids,
+            max_tokens=limit,
             sampler=make_sampler(sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
             logits_processors=make_logits_processors(None, penalty, 1 << 20),
-        ):
-            reason = piece.finish_reason
-            if piece.text:
-                yield piece.text
-        return reason == "stop"
+        )
+        writer = Writer(self.tokenizer._tokenizer.decode, self.tokenize("a")[-1])  # its own holds words back
+        yield from writer.write(
+            ((piece.token, piece.logprobs) for piece in pieces), limit, self.tokenizer.eos_token_ids, top
+        )
+
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
+        return (yield from text_stream(self.generate(self.encode(messages), sampling)))
 
 
 class Mlx(Format):
@@ -152,8 +200,12 @@ class Mlx(Format):
 LM Studio on a Mac opens the same folder."""
 
     def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
+        from model.export import distil  # here, because it imports JAX
+
         for label in variants:
-            write(out / self.name / label, out / "hf", label)
+            bits = self.variants[label].bits
+            fitted = distil.fitted(source.model, source.text, bits, GROUP) if bits == 4 else None
+            write(out / self.name / label, out / "hf", label, fitted)
             yield Export(f"{self.name}/{label}", self.name, self.variants[label].bits)
 
     def read(self, path: Path) -> Stored:

@@ -12,6 +12,7 @@ from flows.cli.main import main
 from model import weights
 from model.data import tokenizer as tokenizers
 from model.errors import KodaError
+from model.export import gguf_file
 from model.export.formats import hf
 from model.files import read_json
 from model.llama import Llama
@@ -49,12 +50,12 @@ def test_model_of_others_is_exported_and_compared_in_each_runtime(
     out = folder.parent / "theirs-exports"
     assert sorted(path.name for path in out.iterdir()) == ["gguf", "hf", "mlx", "parity.json"]
     parity = read_json(out / "parity.json")
-    assert parity.keys() == {"hf", "gguf/theirs-F32.gguf", "mlx/fp16"} and all(path in printed for path in parity)
-    assert parity["gguf/theirs-F32.gguf"]["kl_divergence"] < 1e-6 and not list(folder.parent.glob(".*"))
+    assert parity.keys() == {"hf", "gguf/theirs-165K-F32.gguf", "mlx/fp16"} and all(path in printed for path in parity)
+    assert parity["gguf/theirs-165K-F32.gguf"]["kl_divergence"] < 1e-6 and not list(folder.parent.glob(".*"))
     assert (out / "hf/tokenizer.json").read_bytes() == (SPM / "tokenizer.json").read_bytes()
     assert main(["convert", "theirs"]) == 1 and "theirs-exports is there already" in capsys.readouterr().err
     # and back from the file, to the same numbers
-    assert main(["convert", str(out / "gguf/theirs-F32.gguf"), "--to", "hf", "--out", "back"]) == 0
+    assert main(["convert", str(out / "gguf/theirs-165K-F32.gguf"), "--to", "hf", "--out", "back"]) == 0
     first, second = (hf.read(path) for path in (folder, Path("back/hf")))
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("a number differs"), first.params, second.params)
     assert first.config == second.config
@@ -80,7 +81,7 @@ def test_number_type_of_a_file_is_no_part_of_the_models_name(stem: str, name: st
     [
         (["hf", "onnx"], [], "--to onnx: the formats are hf, gguf, mlx"),
         (["hf", "mlx"], ["Q8_0"], "--quant Q8_0: hf, mlx have .*bfloat16.*4bit"),
-        (["gguf"], ["Q9"], "--quant Q9: gguf have F32"),
+        (["gguf"], ["Q9"], "--quant Q9: gguf have auto, F32"),
     ],
 )
 def test_format_or_type_that_is_not_known_is_refused(formats: list[str], types: list[str], message: str) -> None:
@@ -96,3 +97,20 @@ def test_width_that_cannot_be_quantised_is_refused(folder: Path, capsys: pytest.
     hf.write(folder.parent / "narrow", model, tokenizers.load(str(SPM)), "float32")
     assert main(["convert", "narrow", "--quant", "Q8_0", "--to", "gguf"]) == 1
     assert "hidden_size = 80 is not a multiple of 32, which gguf Q8_0 needs" in capsys.readouterr().err
+
+
+def test_model_of_others_is_calibrated_on_the_text_that_is_named(
+    folder: Path, prose: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And on none without it; a text that cannot be read is refused before anything is written."""
+    Path("text.txt").write_text(prose[:20_000])
+    Path("text.bin").write_bytes(b"\xff\xfe")
+    convert = ["convert", "theirs", "--to", "gguf", "--quant", "Q4_K_M"]
+    assert main([*convert, "--calibrate", "text.bin"]) == 1
+    assert "--calibrate text.bin: cannot be read as UTF-8 text" in capsys.readouterr().err
+    entries = []
+    for out, more in (("plain", []), ("calibrated", ["--calibrate", "text.txt"])):
+        assert main([*convert, "--out", out, *more]) == 0
+        (file,) = Path(out, "gguf").glob("*.gguf")
+        entries.append(gguf_file.value(gguf_file.opened(file), gguf_file.IMPORTANCE))
+    assert entries == [None, 15]  # seven matrices in two layers, and the head
