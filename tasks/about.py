@@ -12,7 +12,8 @@ class About(Section):
     """Licence of the weights, by its identifier on the Hub; `koda import` sets that of the model's own card, or other.
     """
     language: tuple[str, ...] = ()
-    """Languages of the model, by their codes (en); empty: the card names none."""
+    """Languages of the model, by their codes (en); empty: those that are recognised in the held-out text, or, of an
+    imported model, none."""
     base_model: str = ""
     """Where on the Hub the model is that was imported: USER/NAME."""
     url: str = ""

@@ -1,26 +1,31 @@
 """Stage 6: weights → exports for transformers, llama.cpp and MLX, each checked in its own runtime."""
 
+import os
+import tempfile
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from model.config import LlamaConfig
+from model.data import language
 from model.data.sources import is_docs, is_hub
 from model.errors import KodaError
+from model.export.about import About as Statement
 from model.export.formats import FORMATS
 from model.export.formats.format import Export
-from model.figures import ConvertFigures, CorpusFigures, ExtendFigures, ParityFigures, SftFigures
+from model.figures import ConvertFigures, CorpusFigures, ExtendFigures, ParityFigures, PretrainFigures, SftFigures
 from model.files import read_json, write_json
 from tasks.about import About
 from tasks.progress import progress
-from tasks.runs.record import Built
+from tasks.runs.record import Built, read_figures
 from tasks.section import Section, one_of, weighted
 from tasks.stage import stage
-from tasks.supervise import call
+from tasks.supervise import Order, call_several
 
+STATED = "about.json"  # beside the exports: what they state about themselves
 # For each number of bits: the largest mean KL divergence from the JAX model in nats, and the largest ratio of the
 # perplexities. About ten times what was measured on trained models (bench/README.md).
 LIMITS: dict[int, tuple[float, float]] = {
@@ -39,11 +44,15 @@ class Convert(Section):
     """Which exports are written; MLX is made from the Hugging Face folder, and brings it along."""
     hf_dtype: one_of(FORMATS["hf"].variants) = "auto"  # type: ignore[valid-type]
     """Number type of the Hugging Face folder; auto: the one that the weights are stored in."""
-    gguf: tuple[one_of(FORMATS["gguf"].variants), ...] = ("F16", "Q8_0")  # type: ignore[valid-type]
-    """GGUF files, by llama.cpp's names of their types. Those with a K are made by llama.cpp's own quantiser (the extra
-    `kquants`), and need widths that are multiples of 256."""
+    gguf: tuple[one_of(FORMATS["gguf"].variants), ...] = ("auto",)  # type: ignore[valid-type]
+    """GGUF files, by llama.cpp's names of their types; those with a K are made by its own quantiser. auto: F16, Q8_0,
+    and Q4_K_M where most rows are multiples of 256."""
     mlx: tuple[one_of(FORMATS["mlx"].variants), ...] = ("fp16", "8bit", "4bit")  # type: ignore[valid-type]
     """MLX folders; the quantised ones in groups of 64."""
+    calibrate: bool = True
+    """Fit K-quants (an importance matrix) and MLX's 4bit (rounded layer by layer, then learned scales) to a sample of
+    the training text, where that takes minutes. On a CPU it does for models of 1.5 billion parameters, 220 million and
+    60 million; on a GPU for 60, 8 and 2.4 billion. What does not, and all with false, is rounded to nearest."""
     limits: dict[int, tuple[float, float]] = LIMITS
     """What an export may differ by, by its bits: the mean KL divergence from the JAX model, in nats, and the ratio of
     the perplexities. {4 = [0.1, 1.2]} changes one of them and leaves the others. An export beyond its limit fails the
@@ -59,12 +68,6 @@ class Convert(Section):
                     "bits; a KL divergence above 0, and a ratio above 1."
                 )
         return LIMITS | limits
-
-    @model_validator(mode="after")
-    def writable(self) -> "Convert":
-        for name, variants in self.variants().items():
-            FORMATS[name].check_variants(variants)
-        return self
 
     def limit(self, bits: int) -> tuple[float, float]:
         """The limits for an export of so many bits: those of the next larger number that has some."""
@@ -101,7 +104,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=6)
+@stage(version=7)
 def convert(
     out: Path,
     settings: Convert,
@@ -112,21 +115,18 @@ def convert(
 ) -> ConvertFigures:
     """Write the exports, reload each in its own runtime, and compare: parity.json. A disagreement fails."""
     settings.check_runtimes()  # before anything is written
+    stated = statement(about, base, tokens)
+    write_json(out / STATED, stated._asdict())
     parity = export(
         out,
         settings,
         weights=model / "weights",
         tokenizer=tokens / "tokenizer.json",
         heldout=tokens / "heldout",
+        text=tokens / "train",
         trained=base / "weights",
         log=out / "convert.log",
-        about={
-            "name": out.parent.name,
-            "author": about.author,
-            "license": about.license,
-            "url": about.url,
-            "datasets": sources(tokens),
-        },
+        about=stated._asdict(),
     )
     return ConvertFigures(
         exports=len(parity),
@@ -136,6 +136,35 @@ def convert(
     )
 
 
+def statement(about: About, base: Built[SftFigures], tokens: Built[CorpusFigures]) -> Statement:
+    """What the exports of a run state about themselves. A model that learned to answer here is said to be for that, and
+    to be sampled as it was measured: greedily."""
+    run = base.folder.parent
+    pretrain = read_figures(run, PretrainFigures)
+    imported = pretrain is not None and bool(pretrain.imported)  # its text is not what the model learned from
+    languages = about.language
+    if not languages and not imported:
+        languages = tuple(language.of_shards(tokens / "heldout", tokens / "tokenizer.json"))
+    taught = base.figures.steps > 0
+    return Statement(
+        name=run.name,
+        author=about.author,
+        license=about.license,
+        url=about.url,
+        datasets=tuple(sources(tokens)),
+        languages=languages,
+        base_model=about.base_model,
+        finetune="Chat" if taught else "",
+        temperature=0.0 if taught else None,
+    )
+
+
+def stated_languages(exports: Built[ConvertFigures]) -> list[str]:
+    """The languages that a run's exports state; none in exports of an earlier version."""
+    path = exports / STATED
+    return read_json(path)["languages"] if path.is_file() else []
+
+
 def export(
     out: Path,
     settings: Convert,
@@ -143,44 +172,63 @@ def export(
     weights: Path,
     tokenizer: Path,
     heldout: Path,
+    text: Path | None,
     trained: Path,
     log: Path,
     about: dict[str, Any],
 ) -> dict[str, ParityFigures]:
     """Write the exports below `out`, compare each with the model in its own runtime, and write parity.json.
 
-    `heldout` has the text that they are compared on, `trained` the weights before the context was extended. Raises
-    KodaError where an export disagrees.
+    `heldout` has the text that they are compared on, `text` the one that they are calibrated on, if any, `trained` the
+    weights before the context was extended. Raises KodaError where an export disagrees.
     """
-    written = call(
-        "model.export.convert:write",
-        log,
-        list[Export],
-        source=weights,
-        tokenizer=tokenizer,
-        out=out,
-        about=about,
-        variants=settings.variants(),
-    )
-    parity: dict[str, ParityFigures] = {}
-    with progress("convert", len(written)) as watch:
-        for name, exports in groupby(written, key=lambda export: export.format):
-            watch(len(parity), f"{name} in its own runtime")
-            parity |= call(
+    old = LlamaConfig(**read_json(trained / "COMMIT.json")["config"])
+    together = fit_together(old.parameters, len(settings.variants()))
+    with tempfile.TemporaryDirectory() as expected, progress("convert", 2) as watch:
+        watch(0, "exports")
+        writing: Order[list[Export]] = Order(
+            "model.export.convert:write",
+            list[Export],
+            source=weights,
+            tokenizer=tokenizer,
+            out=out,
+            about=about,
+            variants=settings.variants(),
+            text=text if settings.calibrate else None,
+        )
+        computing = Order(
+            "model.export.expectation:compute",
+            int,
+            weights=weights,
+            tokenizer=tokenizer,
+            heldout=heldout,
+            old_context=old.max_position_embeddings,
+            out=expected,
+        )
+        written, _ = call_several([writing, computing], log, together)
+        watch(1, "each in its own runtime")
+        comparing: list[Order[dict[str, ParityFigures]]] = [
+            Order(
                 "model.export.parity:compare",
-                log,
                 dict[str, ParityFigures],
                 format_=name,
                 folder=out,
                 limits={export.path: settings.limit(export.bits) for export in exports},
-                weights_folder=weights,
-                tokenizer=tokenizer,
-                heldout=heldout,
-                old_context=read_json(trained / "COMMIT.json")["config"]["max_position_embeddings"],
+                expected=expected,
             )
+            for name, exports in groupby(written, key=lambda export: export.format)
+        ]
+        parity = {path: figures for of in call_several(comparing, log, together) for path, figures in of.items()}
     write_json(out / "parity.json", {path: asdict(figures) for path, figures in parity.items()})
     verdict(parity)
     return parity
+
+
+def fit_together(parameters: int, runtimes: int) -> bool:
+    """Does a model fit into half of this machine's memory in so many runtimes at once? Each computes in float32, and
+    has what it read beside it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 8 * parameters * runtimes <= memory / 2
 
 
 def sources(tokens: Built[CorpusFigures]) -> list[str]:

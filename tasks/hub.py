@@ -71,23 +71,21 @@ def check(repository: str) -> None:
             raise KodaError(f"the Hub does not respond: {type(error).__name__}: {error}") from None
 
 
-def files_of(folder: Path) -> list[str]:
-    """The files of a folder, by relative path: what is uploaded, and nothing else.
-
-    Raises KodaError for a link, which could lead anywhere.
-    """
-    paths = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    if links := [path for path in paths if path.is_symlink() or not path.is_file()]:
-        raise KodaError(f"{links[0]} is no plain file; only what the stage itself wrote is published.")
-    return [path.relative_to(folder).as_posix() for path in paths]
+def refuse_links(folder: Path) -> None:
+    """Raise KodaError where a folder contains a link, which could lead anywhere."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise KodaError(f"{path} is no plain file; only what the stage itself wrote is published.")
 
 
 def changes(folder: Path, there: dict[str, str], ours: set[str]) -> list[Change]:
-    """What publishing `folder` does to a place that has files with these hashes.
+    """What publishing `folder` does to a place that has files with these hashes: of the folder, what its CHECKSUMS
+    lists, and nothing that came into it since; nothing where there is no such folder.
 
     `ours` are those of them that an earlier publishing put there: what it no longer has is removed.
     """
-    files = files_of(folder)
+    listed = folder / CHECKSUMS
+    files = sorted([*checksums(listed), CHECKSUMS]) if listed.is_file() else []
     changed = []
     for path in files:
         size, known = (folder / path).stat().st_size, there.get(path)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from model.files import atomic_write, link_file, listing, read_json, write_check
 from tasks import hub
 from tasks.about import About
 from tasks.progress import progress
+from tasks.reports.hub_results import eval_results
 from tasks.reports.model_card import card, curve_picture
 from tasks.runs.paths import STAGES, folder_of
 from tasks.runs.record import Built, changed_outputs, read_built, read_record
 from tasks.runs.up_to_date import check_inputs
 from tasks.section import Section
 from tasks.stage import stage
+from tasks.trackers.mirror import identify
+
+# A file for TensorBoard, by its usual name: the second in which it was begun, the machine, its process.
+EVENTS = re.compile(r"(events\.out\.tfevents\.\d+)\.[\w.-]+")
 
 
 class Publish(Section):
@@ -32,22 +38,36 @@ class Publish(Section):
     HF_TOKEN or in the Prefect Secret block `hf-token`."""
     private: bool = True
     """Repositories that are made on the Hub are private at first."""
+    new_version: str = ""
+    """The repository of a newer model, USER/NAME: the Hub then shows it on the page of this one."""
 
     @field_validator("to")
     @classmethod
     def place(cls, to: str) -> str:
         if to != "local":
-            if "/" not in to:
-                raise ValueError(f"publish.to = {to!r}: it takes `local`, or USER/NAME for the Hub.")
-            try:
-                for format_ in FORMATS.values():
-                    validate_repo_id(repository(to, format_))
-            except HFValidationError as error:
-                raise ValueError(f"publish.to = {to!r}: {error}") from None
+            _check("publish.to", to, "`local`, or USER/NAME for the Hub", [repository(to, f) for f in FORMATS.values()])
         return to
 
+    @field_validator("new_version")
+    @classmethod
+    def newer(cls, name: str) -> str:
+        if name:
+            _check("publish.new_version", name, "USER/NAME on the Hub", [name])
+        return name
 
-@stage(version=3)
+
+def _check(setting: str, value: str, takes: str, repositories: list[str]) -> None:
+    """Raise ValueError where one of these is no name of a repository."""
+    if "/" not in value:
+        raise ValueError(f"{setting} = {value!r}: it takes {takes}.")
+    try:
+        for name in repositories:
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{setting} = {value!r}: {error}") from None
+
+
+@stage(version=4)
 def publish(
     out: Path,
     settings: Publish,
@@ -61,7 +81,7 @@ def publish(
     if settings.to != "local":
         hub.check(settings.to)
     configuration = (exports.folder.parent / "run.toml").read_text(encoding="utf-8")
-    formats = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)
+    formats = lay_out(out, settings, configuration, about, exports, scores, model, tokens)
     commits = {}
     if settings.to != "local":
         with progress("publish", len(formats)) as watch:
@@ -86,7 +106,7 @@ def publish(
 
 def lay_out(
     out: Path,
-    to: str,
+    settings: Publish,
     configuration: str,
     about: About,
     exports: Built[ConvertFigures],
@@ -96,7 +116,7 @@ def lay_out(
 ) -> list[Format]:
     """Fill `out` with a folder for each repository; returns their formats. What convert wrote is linked, and nothing
     else that lies beside it. Raises KodaError where that is not what convert wrote."""
-    hub.files_of(exports.folder)  # refuse a link before it is followed
+    hub.refuse_links(exports.folder)  # before one is followed
     run = exports.folder.parent
     name = run.name
     record: dict[str, Any] = read_record(exports.folder) or {}
@@ -122,12 +142,33 @@ def lay_out(
             link_file(exports / path, out / path)
         write_json(folder / "lineage.json", lineage)
         curve_picture(run, folder / "curve.png")
-        where = "." if to == "local" else repository(to, format_)
-        text = card(format_, name, where, about, exports, scores, model, tokens)
-        with atomic_write(folder / "README.md") as file:
-            file.write(text)
+        where = "." if settings.to == "local" else repository(settings.to, format_)
+        newer = "" if format_.suffix else settings.new_version
+        texts = {"README.md": card(format_, name, where, about, exports, scores, model, tokens, newer)}
+        if not format_.suffix:  # the model itself: the others were made of it
+            texts |= eval_results(scores)
+            for place, log in tensorboard(run):
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(log, folder / place)  # no link: a training that goes on writes to it
+        for path, text in texts.items():
+            with atomic_write(folder / path) as file:
+                file.write(text)
         write_checksums(folder)
     return formats
+
+
+def tensorboard(run: Path) -> Iterator[tuple[str, Path]]:
+    """The event files of the run's trainings, each after its place in a repository, whose page then shows them; not
+    those of earlier trainings. Their names there have the second, and not the machine."""
+    for name in STAGES:
+        if training := identify(run / name):
+            digest = training.id.rpartition("-")[2]  # as in tasks/trackers/tensorboard.py
+            folder = run / "tensorboard" / name / digest
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+            begun = [(path, match[1]) for path in files if (match := EVENTS.fullmatch(path.name))]
+            for number, (path, beginning) in enumerate(begun):
+                place = Path("runs", name, path.relative_to(folder)).with_name(f"{beginning}.{number:05}")
+                yield place.as_posix(), path
 
 
 def public(settings: str) -> str:
@@ -170,7 +211,7 @@ def would_change(name: str, configuration: str, settings: Publish, about: About)
     shutil.rmtree(out, ignore_errors=True)
     try:
         exports, scores, model, tokens = built.values()
-        formats = lay_out(out, settings.to, configuration, about, exports, scores, model, tokens)  # type: ignore[arg-type]
+        formats = lay_out(out, settings, configuration, about, exports, scores, model, tokens)  # type: ignore[arg-type]
         lines: list[str] = []
         for format_ in FORMATS.values():
             if format_ in formats or (settings.to == "local" and (run / "publish" / format_.name).is_dir()):

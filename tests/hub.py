@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml  # huggingface_hub needs it as well
 
-LFS = ("*.safetensors", "*.gguf", "*.png", "*.npz")
+LFS = ("*.safetensors", "*.gguf", "*.png", "*.npz", "*tfevents*")
 LFS_SIZE = 10 * 10**6
 REPO, REVISION, OID = "(?P<name>[^/]+/[^/]+)", "(?P<revision>[^/]+)", "(?P<oid>[0-9a-f]{64})"
 

@@ -29,10 +29,13 @@ EXPORTS = {
     "hf/config.json": b'{"model_type": "llama"}',
     "hf/tokenizer.json": b"{}",
     "hf/model.safetensors": WEIGHTS,
-    "gguf/tiny-Q8_0.gguf": b"GGUF" + WEIGHTS[:20_000],
-    "gguf/Modelfile": b"FROM tiny-Q8_0.gguf\n",
+    "gguf/tiny-2.4M-Chat-Q8_0.gguf": b"GGUF" + WEIGHTS[:20_000],
+    "gguf/Modelfile": b"FROM ./tiny-2.4M-Chat-Q8_0.gguf\n",
+    "gguf/template": b"{{ .Prompt }}",
+    "gguf/params": b'{"num_ctx": 256}',
     "mlx/8bit/config.json": b"{}",
     "mlx/8bit/model.safetensors": WEIGHTS[20_000:],
+    "about.json": b'{"name": "tiny", "languages": ["en"]}',
 }
 TRAINED = TrainingFigures(steps=2400, tokens=2_457_600, loss=3.19, heldout_loss=3.51)
 PARITY = ParityFigures(failed=[], kl_divergence=8e-5, perplexity_ratio=1.0002, greedy_equal=64)
@@ -78,7 +81,7 @@ FIGURES: dict[str, Any] = {
         exports=3,
         max_kl_divergence=8e-5,
         stopped=3,
-        parity=dict.fromkeys(("hf", "gguf/tiny-Q8_0.gguf", "mlx/8bit"), PARITY),
+        parity=dict.fromkeys(("hf", "gguf/tiny-2.4M-Chat-Q8_0.gguf", "mlx/8bit"), PARITY),
     ),
     "evaluate": EvaluateFigures(
         bits_per_byte=1.4294,

@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from model.data.vocabulary import Vocabulary
 from model.errors import KodaError, one_line
 
+# model/export/ollama.py has it as a Go template.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['tool_calls'] %}{{ raise_exception('Calls of tools cannot be read.') }}{% endif %}"
@@ -42,15 +43,6 @@ TEMPLATE = (
     "{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
-)
-# The same as a Go template, for Ollama. It does not trim the messages, which Ollama passes as the user typed them.
-OLLAMA = (
-    "{{ range .Messages }}"
-    '{{ if eq .Role "assistant" }}### Assistant:\n{{ .Content }}'
-    "<|endoftext|>"
-    '{{ else if eq .Role "system" }}### System:\n{{ .Content }}\n\n'
-    "{{ else }}### User:\n{{ .Content }}\n\n"
-    "{{ end }}{{ end }}### Assistant:\n"
 )
 # In place of the token that ends an answer while Koda's template is rendered: half a surrogate pair is in no text, so
 # that what a person types never becomes that token.
@@ -184,15 +176,3 @@ def _begun(vocabulary: Vocabulary, ids: list[int]) -> list[int]:
     """With the token that every text begins with, where the template does not write it."""
     beginning = vocabulary.special.beginning
     return ids if ids[: len(beginning)] == beginning else beginning + ids
-
-
-def modelfile(vocabulary: Vocabulary, file: str, context: int) -> str:
-    """A Modelfile for Ollama (https://docs.ollama.com/modelfile): `file` with a context of so many tokens.
-
-    A template of others is left to Ollama, which knows the usual ones by the template in the file.
-    """
-    lines = [f"FROM ./{file}"]
-    if not vocabulary.special.template:
-        lines.append(f'TEMPLATE """{OLLAMA.replace("<|endoftext|>", vocabulary.text_of(vocabulary.stops[0]))}"""')
-    lines += [f'PARAMETER stop "{vocabulary.text_of(token)}"' for token in vocabulary.stops]
-    return "\n".join([*lines, f"PARAMETER num_ctx {context}", ""])

@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor, RopeScalingType, quants
 from gguf import GGMLQuantizationType as Type
 
 from model.config import LlamaConfig
-from model.data import chat, gguf_tokenizer
+from model.data import chat, gguf_tokenizer, hub
 from model.data.vocabulary import Vocabulary
 from model.errors import KodaError
+from model.export import kquants
 from model.export.about import About
 from model.export.names import check_tensors, from_hf, shapes, to_hf
 from model.files import atomic_write, in_file, read_field
@@ -44,24 +46,38 @@ NAMES = {
 }
 # Llama 3's scaling is no metadata, but a tensor: the number that each pair's angle is divided by, `[head_dim / 2]`.
 ROPE_FREQS = "rope_freqs.weight"
+IMPORTANCE = "quantize.imatrix.entries_count"  # what a file states that an importance matrix was used for
 # The numbers that Meta's models have, which the tensor alone does not tell.
 LLAMA3: dict[str, Any] = {"rope_original_context": 8192, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
 
 
-def write(path: Path, model: Stored, vocabulary: Vocabulary, kind: str, about: About) -> None:
-    """Write one GGUF file of this kind (one of TYPES), a tensor at a time."""
+def write(
+    path: Path,
+    model: Stored,
+    vocabulary: Vocabulary,
+    kind: str,
+    about: About,
+    importance: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Write one GGUF file of this kind (of TYPES or kquants.KINDS), a tensor at a time.
+
+    `importance`, for K-quants: of the columns of each matrix, `[inputs]`, by transformers' name.
+    """
+    importance = importance if importance and kind in kquants.KINDS else {}
     with atomic_write(path, "wb") as beside:
         writer = GGUFWriter(beside.name, ARCHITECTURE)
-        _add_about(writer, about)
-        writer.add_file_type(TYPES[kind][1])
-        if kind.startswith("Q"):
-            writer.add_quantization_version(GGML_QUANT_VERSION)  # which the format requires
+        writer.add_type(gguf.GGUFType.MODEL)
+        metadata(about, model.config).set_gguf_meta_model(writer)
+        writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"] if kind in kquants.KINDS else TYPES[kind][1])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        if importance:
+            writer.add_uint32(IMPORTANCE, len(importance))
         _add_shape(writer, model.config)
         gguf_tokenizer.add(writer, vocabulary, model.config.vocab_size, chat.template(vocabulary))
         tensors = list(to_hf(model.params))
         if model.config.rope_scaling == "llama3":
             tensors.append((ROPE_FREQS, slowdown(model.config)))
-        types = {name: TYPES[kind][0] if tensor.ndim > 1 else Type.F32 for name, tensor in tensors}
+        types = {name: _tensor_type(kind, name, tensor, model.config) for name, tensor in tensors}
         for name, tensor in tensors:
             stored = quants.quant_shape_to_byte_shape(tensor.shape, types[name])
             size = int(np.prod(stored))
@@ -71,8 +87,20 @@ def write(path: Path, model: Stored, vocabulary: Vocabulary, kind: str, about: A
         writer.write_ti_data_to_file()
         for name, tensor in tensors:
             rows = np.ascontiguousarray(_turned(name, tensor, model.config, interleave), np.float32)
-            writer.write_tensor_data(quants.quantize(rows, types[name]))
+            if kind in kquants.KINDS and tensor.ndim > 1:
+                writer.write_tensor_data(kquants.quantise(rows, types[name].name, importance.get(name)))
+            else:
+                writer.write_tensor_data(quants.quantize(rows, types[name]))
         writer.close()
+
+
+def _tensor_type(kind: str, name: str, tensor: np.ndarray, shape: LlamaConfig) -> Type:
+    if tensor.ndim == 1:
+        return Type.F32
+    if kind not in kquants.KINDS:
+        return TYPES[kind][0]
+    layers, tied = shape.num_hidden_layers, shape.tie_word_embeddings
+    return Type[kquants.tensor_type(kind, gguf_name(name), tensor.shape[1], layers, tied)]
 
 
 def read(path: Path) -> Stored:
@@ -123,19 +151,40 @@ def value(reader: GGUFReader, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def _add_about(writer: GGUFWriter, about: About) -> None:
-    writer.add_name(about.name)
-    for text, add in (
-        (about.author, writer.add_author),
-        (about.license, writer.add_license),
-        (about.url, writer.add_url),
-    ):
-        if text:
-            add(text)
-    if about.datasets:
-        writer.add_dataset_count(len(about.datasets))
-        for number, name in enumerate(about.datasets):
-            writer.add_dataset_name(number, name)
+def metadata(about: About, shape: LlamaConfig) -> gguf.Metadata:
+    """What a file states about itself, as gguf-py derives it from a model's card: the parts of the model's name, its
+    size, and what it was made of."""
+    _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(about.name, shape.parameters)
+    if base is None:  # a name of no known parts
+        base, finetune, version, size = about.name, None, None, None
+    own = gguf.Metadata(
+        name=gguf.Metadata.id_to_title(about.name),
+        basename=base,
+        finetune=finetune or about.finetune or None,
+        version=version,
+        size_label=size or gguf.size_label(shape.parameters, 0, 0, 0),
+        author=about.author or None,
+        quantized_by=about.author or None,
+        license=about.license or None,
+        url=about.url or None,
+        sampling_temp=about.temperature,
+    )
+    stated = {
+        "base_model": about.base_model,
+        "datasets": [
+            hub.named(name).name if name.startswith(hub.PREFIX) else {"name": name} for name in about.datasets
+        ],
+        "tags": ["koda"],
+        "pipeline_tag": "text-generation",
+        "language": [*about.languages],
+    }
+    return gguf.Metadata.apply_metadata_heuristic(own, {key: value for key, value in stated.items() if value})
+
+
+def file_name(stated: gguf.Metadata, kind: str) -> str:
+    """`tiny-1.3M-Chat-Q8_0.gguf`: by the naming convention of GGUF files."""
+    parts = (stated.name, stated.basename, stated.finetune, stated.version, stated.size_label)
+    return f"{gguf.naming_convention(*parts, kind)}.gguf"
 
 
 def _add_shape(writer: GGUFWriter, shape: LlamaConfig) -> None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from model.data import hub
-from model.evaluation.published import ROWS, TASKS
+from model.evaluation.published import ROWS
 from model.export.formats.format import Format
 from model.figures import (
     CheckpointFigures,
@@ -22,7 +22,8 @@ from model.figures import (
 from model.files import read_json
 from model.training.records import read_events, read_metrics, restarts
 from tasks.about import About
-from tasks.convert import sources
+from tasks.convert import sources, stated_languages
+from tasks.reports.hub_results import model_index
 from tasks.reports.recorded import TRAININGS
 from tasks.reports.tables import PARITY, TASK, Table, beside_published, of_each, scored
 from tasks.runs.record import Built, read_built, read_figures
@@ -39,22 +40,27 @@ def card(
     scores: Built[EvaluateFigures],
     model: Built[ExtendFigures],
     tokens: Built[CorpusFigures],
+    new_version: str = "",
 ) -> str:
-    """The README.md of one repository, which will lie at `where`."""
+    """The README.md of one repository, which will lie at `where`. `new_version` is that of a newer model."""
     run = exports.folder.parent
     first, *_ = [*format_.exports(exports / format_.name), Path()]
-    use = format_.usage.format(where=where, name=name, question=QUESTION, file=first.name)
+    repository = where if "/" in where else f"USER/{name}{format_.suffix}"
+    use = format_.usage.format(where=where, repository=repository, name=name, question=QUESTION, file=first.name)
+    base, relation = _base(format_, where, about, run)
     shape = read_json(model / "weights/COMMIT.json")["config"]
     data = ModelCardData(
-        language=[*about.language] or None,
+        language=[*about.language] or stated_languages(exports) or None,
         license=about.license,
         library_name=format_.library,
         tags=["koda"],
         pipeline_tag="text-generation",
         datasets=[hub.named(source).name for source in sources(tokens) if source.startswith(hub.PREFIX)] or None,
-        base_model=where.removesuffix(format_.suffix) if format_.suffix and "/" in where else about.base_model or None,
+        base_model=base,
+        base_model_relation=relation,
+        new_version=new_version or None,
         model_name=name,
-        eval_results=_results(scores.figures),
+        eval_results=model_index(scores.figures),
     )
     text = f"""---
 {data.to_yaml()}
@@ -101,6 +107,17 @@ the versions of the packages. `CHECKSUMS` holds the SHA-256 of each file; `sha25
 FOLDER` compares a copy with it.
 """
     return str(ModelCard(text))
+
+
+def _base(format_: Format, where: str, about: About, run: Path) -> tuple[str | None, str | None]:
+    """The repository that this one was made of, and how, in the Hub's words."""
+    if format_.suffix and "/" in where:
+        return where.removesuffix(format_.suffix), "quantized"
+    if not about.base_model:
+        return None, None
+    trainings = read_figures(run, SftFigures), read_figures(run, ExtendFigures)
+    trained = any(figures.steps for figures in trainings if figures)
+    return about.base_model, "finetune" if trained else "quantized" if format_.suffix else None
 
 
 def _origin(run: Path, about: About) -> str:
@@ -159,33 +176,6 @@ def _data(about: About, tokens: Built[CorpusFigures]) -> str:
     return f"""{read}{"".join(commits)}: {figures.documents:,} documents, {figures.train_tokens:,} tokens of a
 vocabulary of {figures.vocab_size:,}, and {figures.heldout_tokens:,} held out. Licence of the text:
 {about.data_license or "not known; see where it came from"}."""
-
-
-def _results(figures: EvaluateFigures) -> list[EvalResult]:
-    """The figures in the form of the Hub's `model-index`."""
-    of_text = [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
-            dataset_type="koda-homemade",
-            dataset_config=task,
-            dataset_name=f"{task} (held-out text of the run)",
-            metric_type="acc",
-            metric_value=f.acc,
-        )
-        for task, f in scored(figures.tasks).items()
-    ]
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
-            dataset_type=task,
-            dataset_name=task,
-            metric_type=TASKS[task],
-            metric_value=getattr(f, TASKS[task]),
-        )
-        for task, f in scored(figures.standard).items()
-    ] + of_text
 
 
 def parameters(run: Path) -> str:

@@ -20,8 +20,8 @@ ROWS = {
         "fine-tuned as shipped",
         "with the longer context",
         "hf, transformers on torch",
-        "small-Q8_0.gguf, llama.cpp",
-        "small-F16.gguf, llama.cpp",
+        "small-107K-Chat-Q8_0.gguf, llama.cpp",
+        "small-107K-Chat-F16.gguf, llama.cpp",
         "8bit, mlx-lm",
         "4bit, mlx-lm",
         "fp16, mlx-lm",
@@ -42,6 +42,7 @@ ROWS = {
     "tokenize_text": ["koda", "tokenizers in memory", "datasets.map and save"],
     "tokenize_text --kill 1": [1],
     "tokenize_text --memory": ["1 MB", "2 MB", "4 MB"],
+    "trackers": ["no tracker", "tensorboard", "mlflow, a server that never replies"],
     "train_step": [
         "torch float32",
         "torch float32 compiled",
@@ -52,7 +53,7 @@ ROWS = {
         "koda float32 muon",
     ],
 }
-READ_A_RUN = {"endings", "eval", "generate", "nightly", "optimizers", "restart"}
+READ_A_RUN = {"endings", "eval", "generate", "nightly", "optimizers", "restart", "trackers"}
 MARKS = {
     "chaos": [pytest.mark.chaos],
     "flow_runs": [pytest.mark.up],

@@ -45,7 +45,7 @@ def test_published_files_answer_and_stop_in_their_runtimes(finished_run: Path) -
     published = finished_run / "publish"
     for runtime in (
         Transformers(published / "hf"),
-        LlamaCpp(published / "gguf/small-F16.gguf", 128),
+        LlamaCpp(published / "gguf/small-107K-Chat-F16.gguf", 128),
         MlxLm(published / "mlx/fp16"),
     ):
         assert answer(runtime, question, greedy) == expected, runtime
@@ -85,7 +85,7 @@ def test_corpus_in_one_file_needs_no_setting_but_its_name(tmp_path: Path) -> Non
 
 def test_report_refers_to_no_other_file(finished_run: Path) -> None:
     page = (finished_run / "report.html").read_text()
-    assert page.count("<figure>") == 5 and "small-Q8_0.gguf" in page
+    assert page.count("<figure>") == 5 and "small-107K-Chat-Q8_0.gguf" in page
     assert not re.search(r"""(?:src|href)=["']?(?!#)""", re.sub(r"xlink:href=\"#", "", page))
 
 

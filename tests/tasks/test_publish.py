@@ -7,15 +7,20 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import prefect
 import pytest
-from huggingface_hub import HfApi, ModelCard, snapshot_download
+import yaml  # huggingface_hub needs it as well
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries, snapshot_download
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub.utils import validate_repo_id
 from prefect import flow
 from prefect.blocks.system import Secret
+from pydantic import ValidationError
 
 from flows.cli.main import main
 from model.errors import KodaError
@@ -23,14 +28,16 @@ from model.export.formats import FORMATS
 from model.figures import PublishFigures
 from model.files import checksums, read_json, sha256, write_json
 from model.ports import free_port
+from model.training.records import Event, log_event
 from tasks.about import About
 from tasks.hub import SECRET, Change, change_lines, upload
-from tasks.publish import Publish, public, publish
+from tasks.publish import Publish, lay_out, public, publish
 from tasks.reports.model_card import card
 from tasks.runs.record import RECORD, Built, read_built
 from tasks.runs.run import Run
+from tasks.trackers.mirror import identify
 from tests.hub import Fault, Hub
-from tests.records import WEIGHTS, put, record_exports, write_run
+from tests.records import FIGURES, WEIGHTS, put, record_exports, write_record, write_run
 
 PLACES = {"hf": "user/tiny", "gguf": "user/tiny-GGUF", "mlx": "user/tiny-MLX"}
 RESULTS = {0.575, 0.65, 0.99, 0.36, 0.44}  # the quoted figure of each task
@@ -108,7 +115,9 @@ def test_repositories_contain_what_was_laid_out(hub: Hub, run: Path) -> None:
         assert published(hub, place) == contents(run / "publish" / kind)
         exports = contents(run / "convert" / kind)
         assert published(hub, place).items() >= exports.items()
-        assert published(hub, place).keys() - exports == {"README.md", "CHECKSUMS", "lineage.json", "curve.png"}
+        added = {"README.md", "CHECKSUMS", "lineage.json", "curve.png"}
+        added |= {".eval_results/arc_easy.yaml", ".eval_results/boolq.yaml"} if kind == "hf" else set()
+        assert published(hub, place).keys() - exports == added
 
 
 def test_verify_tells_an_intact_copy_from_a_damaged_one(
@@ -129,7 +138,11 @@ def test_verify_tells_an_intact_copy_from_a_damaged_one(
                 (error,) = capsys.readouterr().err.splitlines()
                 assert error == f"koda: {name}: {'is not what was published' if damaged else 'is missing'}"
             put(copy / name, intact)
+        for stray in (".DS_Store", "._README.md", "README.md~"):  # nobody published them, and nothing reads them
+            put(copy / stray, b"stray")
+        capsys.readouterr()
         assert main(["verify", str(copy)]) == 0
+        assert capsys.readouterr().out == f"{copy}: all {len(files)} files are what was published.\n"
 
 
 @pytest.mark.parametrize("listed", [b"SHA256 (a) = 00\n", b"\xff\xfe\n", f"{'0' * 64}  ../a\n".encode()])
@@ -408,14 +421,67 @@ def test_exports_of_an_earlier_result_are_not_published(
     assert not (run / "publish").exists() and hub.requests == []
 
 
-@pytest.mark.parametrize("stray", ["hf/.DS_Store", "hf/notes.txt", "mlx/8bit/.ipynb_checkpoints/a", "gguf2/a", "notes"])
-def test_file_that_convert_did_not_write_is_not_published(hub: Hub, run: Path, stray: str) -> None:
-    put(run / "convert" / stray, b"stray")
+STRAYS = [
+    "hf/.DS_Store",
+    "hf/._config.json",
+    "hf/config.json~",
+    "hf/#config.json#",
+    "hf/.#config.json",
+    "hf/.config.json.swp",
+    "hf/notes.txt",
+    "gguf/params.orig",
+    "mlx/8bit/.ipynb_checkpoints/a",
+    "gguf2/a",
+    "notes",
+]
+
+
+def test_files_that_convert_did_not_write_are_not_published(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of macOS, of editors and of people: neither beside the exports, nor in what was laid out to be uploaded."""
+
+    def laid_out_and_opened(out: Path, *inputs: Any) -> Any:
+        formats = lay_out(out, *inputs)
+        put(out / "hf/.DS_Store", b"stray")
+        return formats
+
+    for stray in STRAYS:
+        put(run / "convert" / stray, b"stray")
+    monkeypatch.setattr("tasks.publish.lay_out", laid_out_and_opened)
     publishing()
-    assert not [path for path in contents(run / "publish") if path.endswith(Path(stray).name)]
+    (run / "publish/hf/.DS_Store").unlink()
+    names = {Path(stray).name for stray in STRAYS}
+    assert not [path for path in contents(run / "publish") if Path(path).name in names]
     for kind, place in PLACES.items():
         assert published(hub, place) == contents(run / "publish" / kind)
         assert checksums(run / "publish" / kind / "CHECKSUMS").keys() == published(hub, place).keys() - {"CHECKSUMS"}
+
+
+def test_event_files_of_tensorboard_are_in_the_models_repository(hub: Hub, run: Path) -> None:
+    """Those of the training that the model comes from, without the machine's name, and nothing that lies beside them.
+    They are copies, as a training that goes on writes to its own."""
+    log_event(run / "pretrain", Event.START, 0)
+    training = identify(run / "pretrain")
+    assert training is not None
+    logs, written = run / "tensorboard/pretrain", "events.out.tfevents.1790000000.mine"
+    current = logs / training.id.rpartition("-")[2]
+    for name in (f"{written}.00000", f"{written}.00001", f"events/{written}.00000", f"{written}.00000~", ".DS_Store"):
+        put(current / name, name.encode())
+    (current / f"{written}.00009").symlink_to(run / "run.toml")
+    put(logs / f"0123456789ab/{written}.00000", b"of an earlier training")
+    put(run / f"tensorboard/other/{training.id}/{written}.00000", b"of no stage")
+    publishing()
+    with (current / f"{written}.00000").open("ab") as file:
+        file.write(b"more")
+    events = {path: data.decode() for path, data in published(hub).items() if path.startswith("runs/")}
+    assert events == {
+        "runs/pretrain/events/events.out.tfevents.1790000000.00000": f"events/{written}.00000",
+        "runs/pretrain/events.out.tfevents.1790000000.00001": f"{written}.00000",
+        "runs/pretrain/events.out.tfevents.1790000000.00002": f"{written}.00001",
+    }
+    assert main(["verify", str(run / "publish/hf")]) == 0
+    assert not any("tfevents" in path for kind in ("gguf", "mlx") for path in published(hub, PLACES[kind]))
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
@@ -452,12 +518,82 @@ def test_card_has_the_figures_of_the_run_for_the_hub_and_for_people(hub: Hub, ru
     assert len(results) == len(RESULTS) and {result.metric_value for result in results} == RESULTS
     index = read.data.to_dict()["model-index"]
     assert len({json.dumps(result["dataset"]) for result in index[0]["results"]}) == len(RESULTS)
+    assert {("allenai/ai2_arc", "ARC-Easy"), ("aps/super_glue", "boolq")} <= {
+        (result.dataset_type, result.dataset_config) for result in results
+    }
     assert read.data.license == "apache-2.0" and read.data.datasets == ["user/stories"]
-    assert read.data.base_model == (None if kind == "hf" else "user/tiny")
+    assert read.data.language == ["en"]  # what the exports state
     sections = ["How to run it", "Architecture", "Training", "Evaluation", "Data", "Limits", "Lineage"]
     assert [line for line in re.findall("^## (.+)$", text, re.MULTILINE) if line in sections] == sections
     for figure in ("by Ada", "2,410,176", "2,457,600", "1.429", "57.5 ± 3.5", "3,408,653", "| `hidden_size` | 192 |"):
         assert figure in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "steps", "base_model", "relation"),
+    [
+        ("hf", "user/tiny", 150, "their/model", "finetune"),
+        ("hf", "user/tiny", 0, "their/model", None),  # the same weights
+        ("gguf", "user/tiny-GGUF", 150, "user/tiny", "quantized"),
+        ("mlx", ".", 150, "their/model", "finetune"),
+        ("mlx", ".", 0, "their/model", "quantized"),
+        ("hf", "user/tiny", 150, "", None),  # trained from scratch
+        ("gguf", ".", 150, "", None),
+    ],
+)
+def test_card_names_what_the_model_was_made_of_and_how(
+    run: Path, kind: str, where: str, steps: int, base_model: str, relation: str | None
+) -> None:
+    for stage in ("sft", "extend"):
+        write_record(run, stage, replace(FIGURES[stage], steps=steps))
+    inputs: Any = [read_built(run, stage) for stage in READS]
+    about = About(base_model="their/model" if base_model else "", language=("de", "no"))
+    data = ModelCard(card(FORMATS[kind], "tiny", where, about, *inputs, "user/tiny-2")).data
+    assert (data.base_model, data.get("base_model_relation")) == (base_model or None, relation)
+    assert data.language == ["de", "no"] and data.get("new_version") == "user/tiny-2"
+
+
+def test_only_the_model_itself_names_a_newer_version(hub: Hub, run: Path, tmp_path: Path) -> None:
+    inputs: Any = [read_built(run, stage) for stage in READS]
+    lay_out(tmp_path, Publish(new_version="user/tiny-2"), "", About(), *inputs)
+    newer = {kind: ModelCard.load(tmp_path / kind / "README.md").data.get("new_version") for kind in PLACES}
+    assert newer == {"hf": "user/tiny-2", "gguf": None, "mlx": None}
+    for name in ("tiny", "user/a b"):
+        with pytest.raises(ValidationError, match=re.escape(f"publish.new_version = {name!r}")):
+            Publish(new_version=name)
+
+
+@pytest.mark.parametrize("to", ["local", "user/tiny"])
+def test_what_is_published_is_read_by_the_hubs_own_library(run: Path, tmp_path: Path, to: str) -> None:
+    """Without a network: the card with its model-index, to the same YAML again; every name; .eval_results."""
+    inputs: Any = [read_built(run, stage) for stage in READS]
+    formats = lay_out(tmp_path, Publish(to=to), "", About(base_model="their/model"), *inputs)
+    for format_ in formats:
+        loaded = ModelCard.load(tmp_path / format_.name / "README.md")
+        written = yaml.safe_load(loaded.content.split("---\n")[1])
+        assert loaded.data.to_dict() == written == yaml.safe_load(loaded.data.to_yaml())
+        name, results = model_index_to_eval_results(written["model-index"])
+        assert name == "tiny" and {result.metric_value for result in results} == RESULTS
+        for repository in (written["base_model"], *written["datasets"]):
+            validate_repo_id(repository)
+    files = sorted((tmp_path / "hf/.eval_results").iterdir())
+    entries = [entry for file in files for entry in parse_eval_result_entries(yaml.safe_load(file.read_text()))]
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
+        ("allenai/ai2_arc", "ARC-Easy", 0.36),
+        ("aps/super_glue", "boolq", 0.44),
+    ]
+    assert {entry.date for entry in entries} == {"2026-11-25T10:00:00Z"}
+    assert entries[0].notes == "zero-shot, acc_norm of 100 items, split test, as lm-evaluation-harness scores it"
+
+
+def test_tasks_that_were_scored_in_part_are_no_result_of_a_benchmark(run: Path, tmp_path: Path) -> None:
+    """They stay in the card, with their number of items."""
+    record = read_json(run / "evaluate" / RECORD)
+    write_json(run / "evaluate" / RECORD, {**record, "settings": {"evaluate": {"standard_items": 100}}})
+    inputs: Any = [read_built(run, stage) for stage in READS]
+    lay_out(tmp_path, Publish(), "", About(), *inputs)
+    assert not (tmp_path / "hf/.eval_results").exists()
+    assert len(ModelCard.load(tmp_path / "hf/README.md").data.eval_results or []) == len(RESULTS)
 
 
 def test_card_that_the_hub_refuses_is_an_error_of_its_own(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """GGUF files for llama.cpp and what is built on it, and llama.cpp itself to open them."""
 
 import json
+import secrets
 import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from model.config import LlamaConfig
 from model.data import chat
-from model.export import kquants, tensors
+from model.export import kquants, ollama, tensors
 from model.export.formats.format import Export, Format, Source, Variant
-from model.export.runtime import Probe, TextStream
+from model.export.names import shapes
+from model.export.runtime import Probe, Prompt, Scored, TextStream, Token, TokenStream, template_errors
 from model.sampling import Sampling
 from model.stored import Stored
 
@@ -33,18 +36,22 @@ class LlamaCpp:
         params.port = 0
         params.verbosity = 0
         params.warmup = False
+        self.key = secrets.token_hex()  # without one, it answers every page in a browser on this machine
+        params.api_keys = [self.key]
         self.server = xllamacpp.Server(params)
         self.letter = self.tokenize("a")[0]
+        with self._open("/props") as reply:
+            self.context: int = json.load(reply)["default_generation_settings"]["n_ctx"]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         with self._open(path, body) as reply:
             return json.load(reply)
 
-    def _open(self, path: str, body: dict[str, Any]) -> Any:
+    def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(
             f"{self.server.listening_address}{path}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"},
         )
         return urllib.request.urlopen(request, timeout=120)
 
@@ -88,11 +95,41 @@ class LlamaCpp:
         asked = {"n_predict": 2, "temperature": 0, "logit_bias": [[token, 1e6]], "cache_prompt": False}
         return self._post("/completion", {"prompt": [self.letter], **asked})
 
-    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
-        asked = {
-            "messages": messages,
-            "stream": True,
-            "max_tokens": sampling.limit,
+    def encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            with template_errors():
+                prompt = self.prompt(prompt)
+        return self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+
+    def generate(self, ids: list[int], sampling: Sampling, top: int | None = None) -> TokenStream:
+        limit = min(sampling.limit, self.context - len(ids))
+        asked = {"prompt": ids, "stream": True, "n_predict": limit, **self._choice(sampling)}
+        if top is not None:
+            asked["n_probs"] = max(top, 1)  # of 0 it reports nothing
+        count = 0
+        with self._open("/completion", asked) as reply:
+            for event in self._events(reply):
+                if not (event["content"] or event["stop"]):
+                    continue  # a special token, which is counted with the next one
+                for _ in range(count + 1, event["tokens_predicted"]):
+                    yield Token("")
+                if event["tokens_predicted"] > count:
+                    yield self._token(event, top)
+                count = event["tokens_predicted"]
+
+    @staticmethod
+    def _token(event: Any, top: int | None) -> Token:
+        """A token, or the last of those that are a letter; the server has no log-probabilities of the others."""
+        ends = event["stop"] and event["stop_type"] == "eos"
+        if top is None or not event.get("completion_probabilities"):
+            return Token(event["content"], ends)
+        entry = event["completion_probabilities"][-1]
+        itself, *likeliest = (Scored(one["token"], one["logprob"]) for one in (entry, *entry["top_logprobs"][:top]))
+        return Token(event["content"], ends, itself, tuple(likeliest))
+
+    @staticmethod
+    def _choice(sampling: Sampling) -> dict[str, Any]:
+        return {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
@@ -101,6 +138,9 @@ class LlamaCpp:
             "samplers": ["penalties", "temperature", "top_k", "top_p"],
             "seed": sampling.seed,
         }
+
+    def stream(self, messages: list[chat.Message], sampling: Sampling) -> TextStream:
+        asked = {"messages": messages, "stream": True, "max_tokens": sampling.limit, **self._choice(sampling)}
         reason = None
         with self._open("/v1/chat/completions", asked) as reply:
             for event in self._events(reply):
@@ -125,39 +165,47 @@ class Gguf(Format):
     package = "xllamacpp"
     library = "gguf"
     variants: ClassVar = {
+        "auto": Variant(0),
         "F32": Variant(32),
         "BF16": Variant(16),
         "F16": Variant(16),
         "Q8_0": Variant(8, 32),
-        **{kind: Variant(int(kind[1]), kquants.SUPERBLOCK) for kind in kquants.KINDS},
+        **{kind: Variant(int(kind[1]), kquants.BLOCK) for kind in kquants.KINDS},
     }
     usage = """llama.cpp: `llama-cli --model {file} --prompt '{question}'`
 
-Ollama, in the folder with the files: `ollama create {name} -f Modelfile`, then `ollama run {name}`. The template and
-the token that ends an answer are in the `Modelfile`.
+Ollama: `ollama run hf.co/{repository}`, which reads the files `template` and `params`; or `ollama create {name} -f
+Modelfile` in a folder with these files, then `ollama run {name}`. The chat template, the token that ends an answer and
+the context are in both.
 
 LM Studio: put the file into the folder that *My Models* shows, as `USER/{name}/{file}` (or `lms import {file}`); it is
 then in the list under *Select a model to load*. The chat template and the end of an answer come with the file."""
 
     def write(self, source: Source, out: Path, variants: Sequence[str]) -> Iterator[Export]:
-        from model.export import gguf_file  # here, because gguf-py takes half a second to import
+        from model.export import calibration, gguf_file  # here, as gguf-py takes half a second to import, JAX more
 
-        folder, name = out / self.name, source.about.name
-        unquantised = folder / ".unquantised.gguf"
-        for variant in variants:
-            path = folder / f"{name}-{variant}.gguf"
-            if variant in kquants.KINDS:
-                if not unquantised.exists():
-                    gguf_file.write(unquantised, *source[:2], "F32", source.about)
-                kquants.write(path, unquantised, variant)
-            else:
-                gguf_file.write(path, *source[:2], variant, source.about)
-            yield Export(f"{self.name}/{path.name}", self.name, self.variants[variant].bits)
-        unquantised.unlink(missing_ok=True)
-        smallest = min(variants, key=lambda variant: self.variants[variant].bits)
-        context = source.model.config.max_position_embeddings
-        text = chat.modelfile(source.vocabulary, f"{name}-{smallest}.gguf", context)
-        (folder / "Modelfile").write_text(text, encoding="utf-8")
+        folder, shape = out / self.name, source.model.config
+        stated = gguf_file.metadata(source.about, shape)
+        files = {kind: gguf_file.file_name(stated, kind) for kind in self.kinds(variants, shape)}
+        importance = None
+        if not set(files).isdisjoint(kquants.KINDS):
+            importance = calibration.importance(source.model, source.text)
+        for kind, file in files.items():
+            gguf_file.write(folder / file, *source[:2], kind, source.about, importance)
+            yield Export(f"{self.name}/{file}", self.name, self.variants[kind].bits)
+        smallest = files[min(files, key=lambda kind: self.variants[kind].bits)]
+        context = shape.max_position_embeddings
+        ollama.write(folder, smallest, source.vocabulary, context, source.about.temperature)
+
+    def kinds(self, variants: Sequence[str], shape: LlamaConfig) -> list[str]:
+        """The types that are written. `auto` is F16, and those of Q8_0 and Q4_K_M that the matrices' rows fit."""
+        rows = [tensor[-1] for tensor in shapes(shape).values() if len(tensor) > 1]
+        auto = [
+            kind
+            for kind, width in (("F16", 1), ("Q8_0", 1), ("Q4_K_M", kquants.SUPERBLOCK))  # of most matrices
+            if shape.hidden_size % width == 0 and not any(row % self.variants[kind].multiple for row in rows)
+        ]
+        return list(dict.fromkeys(kind for variant in variants for kind in (auto if variant == "auto" else [variant])))
 
     def read(self, path: Path) -> Stored:
         from model.export import gguf_file
@@ -169,7 +217,3 @@ then in the list under *Select a model to load*. The chat template and the end o
 
     def exports(self, folder: Path) -> list[Path]:
         return sorted(tensors.visible(folder, "*.gguf"), key=lambda path: not path.name.endswith("-Q8_0.gguf"))
-
-    def check_variants(self, variants: Sequence[str]) -> None:
-        if set(variants) & set(kquants.KINDS):
-            kquants.library()

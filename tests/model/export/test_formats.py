@@ -18,9 +18,10 @@ from flows.cli import chat
 from model import weights
 from model.errors import KodaError
 from model.export.convert import write
+from model.export.expectation import Expected
 from model.export.formats import FORMATS
 from model.export.formats.format import Export, Format, Source, Variant
-from model.export.parity import Expected, Limits, judge
+from model.export.parity import Limits, judge
 from model.export.runtime import Jax
 from model.figures import PublishFigures
 from model.stored import Stored
@@ -32,7 +33,7 @@ from tasks.runs.record import read_built
 from tests.conftest import SHAPE
 from tests.records import put, record_exports, write_record, write_run
 
-FIELDS = {"where", "name", "file", "question"}  # that a card fills into a format's `usage`
+FIELDS = {"where", "repository", "name", "file", "question"}  # that a card fills into a format's `usage`
 
 
 class Fake(Format):
@@ -113,7 +114,11 @@ def test_variants_have_a_limit_and_those_that_share_scales_a_multiple(name: str)
 @pytest.mark.parametrize(
     ("name", "files", "first"),
     [
-        ("gguf", ["._m-Q8_0.gguf", ".unquantised.gguf", "m-F16.gguf", "m-Q8_0.gguf"], ["m-Q8_0.gguf", "m-F16.gguf"]),
+        (
+            "gguf",
+            ["._m-Q8_0.gguf", ".unquantised.gguf", "m-F16.gguf", "m-F16.gguf~", "m-Q8_0.gguf"],
+            ["m-Q8_0.gguf", "m-F16.gguf"],
+        ),
         ("mlx", ["._8bit/config.json", ".ipynb_checkpoints/config.json", "4bit/config.json"], ["4bit"]),
     ],
 )
@@ -168,7 +173,7 @@ def test_added_format_is_written_and_compared_in_its_own_runtime(
 
 def test_added_format_has_a_repository_with_a_card_of_its_own(fake: Fake, run: Path, tmp_path: Path) -> None:
     inputs: Any = [read_built(run, stage) for stage in ("convert", "evaluate", "extend", "tokenize")]
-    formats = lay_out(tmp_path / "out", "user/tiny", "", About(), *inputs)
+    formats = lay_out(tmp_path / "out", Publish(to="user/tiny"), "", About(), *inputs)
     assert formats == list(FORMATS.values()) and repository("user/tiny", fake) == "user/tiny-FAKE"
     published = {path.name for path in (tmp_path / "out/fake").iterdir()}
     assert published == {"whole", "README.md", "CHECKSUMS", "lineage.json", "curve.png"}
