@@ -67,6 +67,8 @@ class Pretrain(TrainSection):
     """Optimizer steps. Tokens seen = steps × batch_size × model.max_position_embeddings."""
     segments: Annotated[int, Field(ge=1, json_schema_extra=OPERATIONAL)] = 2
     """Task runs that the steps are cut into. Half an hour or more each, and the restarts are lost in the noise."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Share of the steps, at the end, over which `wsd` falls to zero."""
     isolate_documents: bool = False
     """Attention does not cross from one document of a row into the next."""
     snapshots: Annotated[int, Field(ge=0, json_schema_extra=OPERATIONAL)] = 24
@@ -103,7 +105,7 @@ def pretraining(settings: Pretrain, model: Model, tokens: Built[CorpusFigures], 
     )
 
 
-@stage(version=1, resumes=True)
+@stage(version=2, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFigures]) -> PretrainFigures:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
     with imported weights, these instead, in weights/."""

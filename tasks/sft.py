@@ -118,7 +118,7 @@ class Sft(TrainSection):
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
-@stage(version=4, resumes=True)
+@stage(version=5, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     shape = LlamaConfig(**read_json(base / "weights/COMMIT.json")["config"])

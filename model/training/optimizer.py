@@ -9,6 +9,10 @@ from model.errors import KodaError
 from model.training.job import Recipe
 from model.training.muon import scale_by_muon, scale_by_width
 
+# Measured at two sizes, with what was tried beside it: bench/LOG.md, "The recipe".
+EMBEDDING = 6.0  # times the learning rate, for embeddings under Muon
+SQUARES = 0.99  # Adam's decay of squared gradients: in small batches most rows of an embedding have no gradient
+
 
 def _wsd(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:
     """A plateau, then a linear way down to zero (Hu et al. 2024, arXiv:2404.06395)."""
@@ -39,15 +43,25 @@ def decays(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: _name(path) == "kernel", params)
 
 
+def kinds(params: Any) -> Any:
+    """The kind of each weight: `matrix` of the layers, `embedding` (also where it is the head), or another `vector`."""
+
+    def kind(path: tuple, decayed: bool) -> str:
+        return "matrix" if decayed else "embedding" if _name(path) == "embedding" else "vector"
+
+    return jax.tree.map_with_path(kind, decays(params))
+
+
 def _adamw(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) for everything."""
-    return optax.adamw(rate, b2=0.95, weight_decay=recipe.weight_decay, mask=decays)
+    return optax.adamw(rate, b2=SQUARES, weight_decay=recipe.weight_decay, mask=decays)
 
 
 def _muon(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTransformation:
     """Muon for the layers' matrices, AdamW with Nesterov momentum for the embeddings, the head and the norms.
 
-    Muon's updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982), so that one rate serves both.
+    Muon's updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982), so that one rate serves both; the
+    embeddings learn at EMBEDDING times that.
     """
     matrices = optax.chain(
         scale_by_muon(dtype),
@@ -55,11 +69,11 @@ def _muon(recipe: Recipe, rate: optax.Schedule, dtype: str) -> optax.GradientTra
         optax.add_decayed_weights(recipe.weight_decay),
         optax.scale_by_learning_rate(rate),
     )
-    rest = optax.adamw(rate, b2=0.95, weight_decay=0.0, nesterov=True)
-    return optax.partition(
-        {"muon": matrices, "adamw": rest},
-        lambda params: jax.tree.map(lambda decayed: "muon" if decayed else "adamw", decays(params)),
-    )
+
+    def adam(times: float) -> optax.GradientTransformation:
+        return optax.adamw(lambda step: times * rate(step), b2=SQUARES, weight_decay=0.0, nesterov=True)
+
+    return optax.partition({"matrix": matrices, "embedding": adam(EMBEDDING), "vector": adam(1.0)}, kinds)
 
 
 OPTIMIZERS = {"muon": _muon, "adamw": _adamw}

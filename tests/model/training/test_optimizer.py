@@ -92,7 +92,7 @@ def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
             weight_decay=recipe.weight_decay,
             weight_decay_mask=optimizers.decays,
             consistent_rms=0.2,
-            adam_b2=0.95,
+            adam_b2=optimizers.SQUARES,
             adam_weight_decay=0.0,
             muon_weight_dimension_numbers=lambda params: jax.tree.map(
                 lambda decayed: stacked if decayed else None, optimizers.decays(params)
@@ -102,7 +102,7 @@ def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
     shapes = {"wide": (3, 24, 72), "tall": (3, 72, 24), "square": (3, 24, 24)}
     keys = iter(jax.random.split(jax.random.key(0), 9))
     params = {name: {"kernel": jax.random.normal(next(keys), shape)} for name, shape in shapes.items()}
-    params |= {"norm": {"scale": jnp.ones((3, 24))}, "embedding": jax.random.normal(next(keys), (50, 24))}
+    params |= {"norm": {"scale": jnp.ones((3, 24))}, "head": jax.random.normal(next(keys), (50, 24))}
     ends = []
     for optimizer in (theirs, optimizers.build(recipe, "float32")):
 
@@ -117,6 +117,16 @@ def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
             learned, state = step(learned, state, jax.random.key(number))
         ends.append(learned)
     jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.parametrize(("name", "times"), [("muon", optimizers.EMBEDDING), ("adamw", 1.0)])
+def test_embeddings_learn_faster_under_muon(name: str, times: float) -> None:
+    """With equal gradients, beside an untied head of the same numbers."""
+    table = jax.random.normal(jax.random.key(0), (50, 24))
+    params = {"embedding": table, "head": table}
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), "float32")
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["embedding"], times * updates["head"], rtol=1e-5)
 
 
 def test_muon_in_bfloat16_is_orthogonal_too() -> None:
