@@ -96,6 +96,8 @@ FIGURES: dict[str, Any] = {
         samples=[],
     ),
 }
+PLACES = {"hf": "user/tiny", "gguf": "user/tiny-GGUF", "mlx": "user/tiny-MLX"}
+READS = ("convert", "evaluate", "extend", "tokenize")  # the stages that publish reads
 
 
 def write_run(run: Path) -> None:
