@@ -37,7 +37,7 @@ def koda(folder: Path, tokens: int) -> Work:
     from model.export.runtime import Jax
     from model.sampling import Sampling
 
-    runtime = Jax(folder / "extend/weights", folder / "tokenize/tokenizer.json")
+    runtime = Jax.load(folder / "extend/weights", folder / "tokenize/tokenizer.json")
     ids = prompt(runtime)
 
     def work() -> dict[str, float]:

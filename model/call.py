@@ -14,14 +14,13 @@ from pathlib import Path
 from model.errors import KodaError
 from model.exit_codes import UNUSABLE
 from model.files import read_json, write_json
+from model.niceness import set_niceness
 from model.parent import die_with_parent
 
 
 def keep_back(gigabytes: float) -> None:
     """Take idle processors only, so much memory at most, and be the first to go where none is left (Linux)."""
-    os.nice(19)
-    with contextlib.suppress(OSError):  # Linux shares processors among sessions first: alone, niceness says nothing
-        Path("/proc/self/autogroup").write_text("19")
+    set_niceness(os.getpid(), 19)
     size = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     with contextlib.suppress(OSError):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+GREEDY = 1e-6  # a temperature below it is as good as 0, and logits divided by it may not fit into float32
+
 
 class Sampling(NamedTuple):
     """Settings of one answer; the defaults decode greedily."""

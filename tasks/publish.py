@@ -27,6 +27,7 @@ from tasks.runs.up_to_date import check_inputs
 from tasks.section import Section
 from tasks.stage import stage
 from tasks.trackers.mirror import identify
+from tasks.trackers.tensorboard import event_folder
 
 # A file for TensorBoard, by its usual name: the second in which it was begun, the machine, its process.
 EVENTS = re.compile(r"(events\.out\.tfevents\.\d+)\.[\w.-]+")
@@ -162,8 +163,7 @@ def tensorboard(run: Path) -> Iterator[tuple[str, Path]]:
     those of earlier trainings. Their names there have the second, and not the machine."""
     for name in STAGES:
         if training := identify(run / name):
-            digest = training.id.rpartition("-")[2]  # as in tasks/trackers/tensorboard.py
-            folder = run / "tensorboard" / name / digest
+            folder = event_folder(training)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
             begun = [(path, match[1]) for path in files if (match := EVENTS.fullmatch(path.name))]
             for number, (path, beginning) in enumerate(begun):

@@ -29,6 +29,8 @@ GRACE = 20.0  # seconds to save and leave after SIGTERM; Prefect kills the flow 
 PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.0}
 SLOWEST = 10.0
 
+# In the environment of every child: its output is in the log at once, and it imports nothing of the current folder.
+OF_CHILDREN = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 # Signals that a process gets from others. A fault of its own gives SIGSEGV, SIGABRT, SIGBUS, …
 SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
@@ -88,7 +90,7 @@ def supervise(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", **environment},
+                env={**os.environ, **OF_CHILDREN, **environment},
             )
             for one, environment in [*((command, peer) for peer in peers), *((other, peers[0]) for other in beside)]
         ]

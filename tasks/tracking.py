@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model.errors import one_line
+from model.niceness import set_niceness
 from tasks.progress import log_line
+from tasks.supervise import OF_CHILDREN
 from tasks.trackers import TRACKERS
 from tasks.trackers.mirror import kept_in
 
@@ -89,7 +91,7 @@ class Mirror:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
+                env={**os.environ, **OF_CHILDREN},
             )
         assert process.stdin is not None
         set_niceness(process.pid, NICENESS)
@@ -111,11 +113,3 @@ class Mirror:
 
     def _print(self, text: str) -> None:
         log_line(f"{self.label:<10} tracker {self.name} {text}")
-
-
-def set_niceness(pid: int, niceness: int) -> None:
-    """How much a process that leads its session yields to the others (Linux shares processors among sessions first)."""
-    with contextlib.suppress(OSError):  # it may have ended; and to take it back may need root
-        os.setpriority(os.PRIO_PROCESS, pid, niceness)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from model.data.strings import lone_surrogate
 from model.errors import KodaError
 from model.files import read_json
-from model.sampling import Sampling
+from model.sampling import GREEDY, Sampling
 from tasks.runs.paths import existing, folder_of
 from tasks.runs.up_to_date import replaced_input
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from model.export.runtime import Runtime
 
 HOTTEST = 1e6  # every token is as likely then, to six digits
-GREEDY = 1e-6  # a temperature below it is as good as 0, and logits divided by it may not fit into float32
 WEIGHTS = "extend/weights/COMMIT.json"
 
 
@@ -69,7 +68,7 @@ def open_runtime(name: str, runtime: str) -> "Runtime":
     if not (folder / WEIGHTS).is_file():
         raise missing
     if runtime == "jax":
-        return Jax(place, folder / "tokenize/tokenizer.json")
+        return Jax.load(place, folder / "tokenize/tokenizer.json")
     exports = FORMATS[runtime].exports(place)
     if not exports:
         raise missing

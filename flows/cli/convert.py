@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tasks.convert import Convert
 
 BESIDE = ".model"  # in the folder that is being built: the model in Koda's form, and the text it is compared on
-LEFT_OUT = " left out: "  # in the log: a calibration that would take too long (model/export/calibration.py)
 COMPARED = 60_000  # characters of that text
 TYPE = re.compile(r"[.-](F32|B?F16|I?Q\d\w*)$", re.IGNORECASE)  # the number type at the end of a GGUF file's name
 
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant",
         default="",
         metavar="TYPES",
-        help="number types, of any format: F16, Q8_0, 4bit, bfloat16, … (default: F16,Q8_0,fp16,8bit,4bit)",
+        help="number types, of any format: F16, Q8_0, 4bit, bfloat16, … (default: auto,fp16,8bit,4bit)",
     )
     parser.add_argument(
         "--calibrate",
@@ -144,6 +143,7 @@ def convert(
     They are calibrated on `text`; without it, a run's on its training text.
     """
     from model.data import docs
+    from model.export.formats.format import LEFT_OUT
     from tasks.convert import export
     from tasks.supervise import call
 

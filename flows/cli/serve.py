@@ -99,4 +99,4 @@ def open_located(located: Located, runtime: str) -> "Runtime":
         return FORMATS[runtime].open(located.path, 0)  # 0: the context that the file states
     tokens = located.tokens
     subject = open_model(located.path, tokens / "tokenizer.json" if tokens else None)
-    return Jax.of(subject.model, subject.vocabulary)
+    return Jax(subject.model, subject.vocabulary)

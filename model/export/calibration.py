@@ -16,6 +16,7 @@ from model import weights
 from model.attention import attend
 from model.config import LlamaConfig
 from model.data.shards import Shards
+from model.export.formats.format import LEFT_OUT
 from model.export.names import MODULES
 from model.llama import Block, Llama
 from model.stored import Stored
@@ -25,7 +26,6 @@ TOKENS = 16_384  # that are measured
 # Floating-point operations that a calibration may take: minutes on a few CPU cores, and on a GPU.
 AFFORDABLE = {"cpu": 5e13}
 AFFORDABLE_ELSEWHERE = 2e15
-LEFT_OUT = " left out: "  # in the line that is printed where a calibration is not possible
 FORWARD = 2  # of them for each token and parameter, where a model is computed once
 
 Matrix = tuple[str, str]  # its path in a Block

@@ -43,15 +43,13 @@ class Expected(NamedTuple):
 
     weights: Path
     tokenizer: Path
+    vocabulary: Vocabulary  # that of the tokenizer
     context: int  # tokens that are compared at most
     old_context: int
     parts: list[Part]
     beginning: list[int]  # what the greedy tokens follow
     greedy: list[int]
     answer: Answer  # to QUESTION
-
-    def vocabulary(self) -> Vocabulary:
-        return tokenizers.load(str(self.tokenizer))
 
     def write(self, folder: Path) -> None:
         """Write it into `folder`, to be read back by `read`."""
@@ -63,6 +61,7 @@ class Expected(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "parts.npz", **arrays)
         plain = {**self._asdict(), "weights": str(self.weights), "tokenizer": str(self.tokenizer)}
+        del plain["vocabulary"]
         write_json(folder / "expected.json", {**plain, "parts": [part[:3] for part in self.parts]})
 
     @staticmethod
@@ -74,7 +73,8 @@ class Expected(NamedTuple):
                 for number, (ids, after, of) in enumerate(plain["parts"])
             ]
         plain |= {name: Path(plain[name]) for name in ("weights", "tokenizer")}
-        return Expected(**{**plain, "answer": Answer(*plain["answer"])})
+        vocabulary = tokenizers.load(str(plain["tokenizer"]))
+        return Expected(**{**plain, "vocabulary": vocabulary, "answer": Answer(*plain["answer"])})
 
 
 def compute(weights: str, tokenizer: str, heldout: str, old_context: int, out: str) -> int:
@@ -92,7 +92,7 @@ def expectation(weights: Path, tokenizer: Path, heldout: Path, old_context: int)
     from model.weights import config
 
     longest = EXTENDED if config(weights).max_position_embeddings > old_context else USUAL
-    model, shards = Jax(weights, tokenizer, longest), Shards(heldout)
+    model, shards = Jax.load(weights, tokenizer, longest), Shards(heldout)
     context, old_context = model.context, min(old_context, model.context)
     lengths = {8, old_context // 2, old_context - 1, old_context + 8, (old_context + context) // 2, context - 1}
     parts = []
@@ -105,7 +105,7 @@ def expectation(weights: Path, tokenizer: Path, heldout: Path, old_context: int)
     beginning = parts[0].ids[: max(1, context - GREEDY)]
     reply = answer(model, QUESTION, Sampling(limit=min(ANSWER, context // 2)))
     greedy = model.greedy(beginning, GREEDY)
-    return Expected(weights, tokenizer, context, old_context, parts, beginning, greedy, reply)
+    return Expected(weights, tokenizer, model.vocabulary, context, old_context, parts, beginning, greedy, reply)
 
 
 def _comparable(vocabulary: Vocabulary, ids: list[int]) -> Iterator[int]:

@@ -94,7 +94,7 @@ def _figures(runtime: Runtime, expected: Expected, limits: Limits) -> ParityFigu
         stopped=reply.stopped,
         same_answer=reply == expected.answer,
     )
-    return replace(figures, failed=list(_failures(figures, limits, runtime, expected.vocabulary())))
+    return replace(figures, failed=list(_failures(figures, limits, runtime, expected.vocabulary)))
 
 
 def _failures(figures: ParityFigures, limits: Limits, runtime: Runtime, vocabulary: Vocabulary) -> Iterator[str]:

@@ -182,27 +182,22 @@ class Writer:
 class Jax:
     """Koda's own weights; the reference."""
 
-    def __init__(self, weights_folder: Path, tokenizer_file: Path, longest: int = 0):
+    def __init__(self, model: "Llama", vocabulary: "Vocabulary", longest: int = 0):
         """`longest`: tokens that are computed together at most; 0: the whole context."""
-        from model import weights
-        from model.data import tokenizer as tokenizers
-
-        self._set(weights.load(weights_folder), tokenizers.load(str(tokenizer_file)), longest)
-
-    @classmethod
-    def of(cls, model: "Llama", vocabulary: "Vocabulary") -> "Jax":
-        """A network that is in memory already."""
-        runtime = cls.__new__(cls)
-        runtime._set(model, vocabulary, 0)
-        return runtime
-
-    def _set(self, model: "Llama", vocabulary: "Vocabulary", longest: int) -> None:
         from model.generate import Generator
 
         self.model, self.vocabulary = model, vocabulary
         context = model.config.max_position_embeddings
         self.context = min(context, longest or context)
         self.generator = Generator(model, self.context)
+
+    @classmethod
+    def load(cls, weights_folder: Path, tokenizer_file: Path, longest: int = 0) -> "Jax":
+        """From the files of a run."""
+        from model import weights
+        from model.data import tokenizer as tokenizers
+
+        return cls(weights.load(weights_folder), tokenizers.load(str(tokenizer_file)), longest)
 
     def probe(self, ids: list[int], after: list[int], of: list[int]) -> Probe:
         import jax.numpy as jnp

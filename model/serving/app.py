@@ -98,9 +98,8 @@ class Service:
             return Response(status_code=GONE)
         except ApiError:
             raise
-        except Exception as error:  # here: what Starlette's own handler is told of also ends the connection
-            report = _report(error)
-            return JSONResponse(report.body, report.status)
+        except Exception as error:  # as ApiError: Starlette ends the connection after any other
+            raise _report(error) from error
         return EventStream(self._events(asked, answer, first, pieces))
 
     async def _whole(self, asked: Request, answer: Answer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from model.data import chat
 from model.export.runtime import Prompt, Scored, Token
-from model.sampling import Sampling
+from model.sampling import GREEDY, Sampling
 
 # Fields of OpenAI's that do not change what this model answers.
 IGNORED = {
@@ -41,7 +41,6 @@ NEUTRAL: dict[str, Sequence[object]] = {
     "echo": [False],
     "suffix": [""],
 }
-GREEDY = 1e-6  # a temperature below it is as good as 0, and logits divided by it may not fit into float32
 SEEDS = 1 << 31  # that every runtime takes: seeds beyond are reduced to them
 
 

@@ -6,6 +6,11 @@ from typing import Any
 from tasks.trackers.tracker import Identity, Tracker
 
 
+def event_folder(training: Identity) -> Path:
+    """The folder of a training's event files."""
+    return training.folder / "tensorboard" / training.stage / training.id.rpartition("-")[2]
+
+
 class TensorBoard(Tracker):
     """Writes with what is below tensorboardX's SummaryWriter, whose `flush` leaves what its thread has not written."""
 
@@ -13,7 +18,7 @@ class TensorBoard(Tracker):
     package = "tensorboardX"
 
     def open(self, training: Identity, config: dict[str, Any]) -> None:
-        self.folder = training.folder / "tensorboard" / training.stage / training.id.rpartition("-")[2]
+        self.folder = event_folder(training)
         is_new = not self.folder.is_dir()
         self.figures = _new_file(self.folder)
         # In a folder of their own: a rewind hides all that its folder has from that step on.

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
+from tests.browser import browser
 from tests.flows.up import Up, brought_up
+
+__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def test_published_files_answer_and_stop_in_their_runtimes(finished_run: Path) -
 
     question = [{"role": "user", "content": "Say 7"}]
     greedy = Sampling(limit=20)
-    expected = answer(Jax(finished_run / "extend/weights", finished_run / "tokenize/tokenizer.json"), question, greedy)
+    model = Jax.load(finished_run / "extend/weights", finished_run / "tokenize/tokenizer.json")
+    expected = answer(model, question, greedy)
     assert expected.stopped
     published = finished_run / "publish"
     for runtime in (

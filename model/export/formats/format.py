@@ -12,6 +12,8 @@ from model.export.about import About
 from model.export.runtime import Runtime
 from model.stored import Stored
 
+LEFT_OUT = " left out: "  # in the line that is printed where roundings cannot be fitted to a text
+
 
 class Source(NamedTuple):
     """The model that is exported."""

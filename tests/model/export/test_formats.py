@@ -57,7 +57,7 @@ class Fake(Format):
         return weights.read(path / "weights")
 
     def open(self, path: Path, context: int) -> Jax:
-        return Jax(path / "weights", path / "tokenizer.json")
+        return Jax.load(path / "weights", path / "tokenizer.json")
 
     def exports(self, folder: Path) -> list[Path]:
         return sorted(folder.glob("*"), reverse=True)

@@ -19,6 +19,9 @@ from model.sampling import Sampling
 from model.serving.answer import Engine
 from model.serving.app import application
 from model.serving.server import Server, address, listen
+from tests.browser import browser
+
+__all__ = ["browser"]
 
 RUNTIMES = ("jax", *FORMATS)
 CONTEXT = 128
@@ -100,7 +103,7 @@ def opener(saved_model: Path, tokenizer_file: Path, tmp_path_factory: pytest.Tem
 
     def open_in(name: str) -> Runtime:
         if name == "jax":
-            return Jax(saved_model / "weights", tokenizer_file)
+            return Jax.load(saved_model / "weights", tokenizer_file)
         if not (folder / name).exists():
             write(name)
         return FORMATS[name].open(folder / name, 0)
