@@ -96,6 +96,8 @@ class Attempt:
             return DONE
         self.heart.beat("compile", step)
         self.training.settle(distributed.device_memory())
+        if (form := self.training.program.job.compute) != self.training.job.compute:
+            self.training.note(Event.FORM, step, remat=form.remat, scan=form.scan)
         self._keep_weights(step, "compile")
         pending: Unchecked | None = None
         due = ""

@@ -26,6 +26,7 @@ class Event(StrEnum):
     SCHEDULED = "scheduled"  # Prefect was given a flow run that goes on with a crashed one
     START = "start"  # from step 0
     RESUME = "resume"  # from a checkpoint
+    FORM = "form"  # in which the step is computed, where memory decided that
     SAVED = "saved"  # a permanent checkpoint
     SPENT = "spent"  # how an attempt used its time
     END = "end"  # of an attempt, other than by its death

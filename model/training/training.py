@@ -1,6 +1,7 @@
 """A training: its job, its state, and the files it keeps."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -88,9 +89,15 @@ class Training:
                 return
         self.program = Program(replace(self.job, compute=last))
 
-    def step_bytes(self) -> int:
-        """What a step takes on each device, the state included, by the compiler's analysis."""
-        return sum(bytes_of(self.compiled_step()))
+    def step_bytes(self) -> float:
+        """What a step takes on each device, the state included, by the compiler's analysis; infinite where the memory
+        did not suffice to compile it, as a GPU's compiler runs products on the card to choose among kernels."""
+        try:
+            return sum(bytes_of(self.compiled_step()))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return math.inf
 
     def compiled_step(self) -> jax.stages.Compiled:
         """The step, compiled and not run."""

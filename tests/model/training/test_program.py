@@ -9,8 +9,12 @@ from flax import nnx
 from model import arrays
 from model.config import Compute
 from model.llama import Llama
+from model.training import distributed
 from model.training.compiled import bytes_of
+from model.training.heartbeat import Heartbeat
 from model.training.job import Job, LoraRecipe
+from model.training.loop import Attempt
+from model.training.records import Event, read_events
 from model.training.training import Training
 
 
@@ -33,6 +37,30 @@ def test_auto_recomputes_as_little_as_the_memory_allows(job: Job) -> None:
     for memory, remat in ((None, "none"), (taken["none"], "none"), (taken["none"] - 1, "dots"), (1, "full")):
         training.settle(memory)
         assert training.program.job.compute.forms()[0].remat == remat
+
+
+def test_a_form_whose_compilation_runs_out_of_memory_does_not_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card, where compiling takes memory too: the CPU's compiler is made to fail for all but `full`."""
+    compiled = Training.compiled_step
+
+    def short(training: Training) -> jax.stages.Compiled:
+        if training.program.job.compute.remat == "full":
+            return compiled(training)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(Training, "compiled_step", short)
+    training = Training(replace(job, compute=Compute(remat="auto")))
+    training.settle(1 << 40)
+    assert training.program.job.compute.remat == "full"
+
+
+def test_the_form_that_memory_decided_is_in_the_event_log(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "device_memory", lambda: 1)  # of a GPU, which is not here
+    training = Training(replace(job, compute=Compute(remat="auto")))
+    with jax.set_mesh(training.mesh):
+        Attempt(training, Heartbeat(training.folder, 0.0, True)).run(1)
+    [record] = [record for record in read_events(training.folder) if record.event is Event.FORM]
+    assert record.details == {"remat": "full", "scan": True}
 
 
 def test_what_a_step_takes_counts_the_weights_that_stay(job: Job, tmp_path: Path) -> None:
