@@ -124,8 +124,10 @@ class LlamaCpp:
         if top is None or not event.get("completion_probabilities"):
             return Token(event["content"], ends)
         entry = event["completion_probabilities"][-1]
-        itself, *likeliest = (Scored(one["token"], one["logprob"]) for one in (entry, *entry["top_logprobs"][:top]))
-        return Token(event["content"], ends, itself, tuple(likeliest))
+        # The server shows a letter's parts that came before with the token; in the list it is by itself.
+        text = next((one["token"] for one in entry["top_logprobs"] if one["id"] == entry["id"]), entry["token"])
+        likeliest = tuple(Scored(one["token"], one["logprob"]) for one in entry["top_logprobs"][:top])
+        return Token(event["content"], ends, Scored(text, entry["logprob"]), likeliest)
 
     @staticmethod
     def _choice(sampling: Sampling) -> dict[str, Any]:

@@ -86,12 +86,22 @@ def stop_strings(running: Running) -> None:
         assert text_of(chunks) == whole[: whole.index(stop)] and chunks[-1].choices[0].finish_reason == "stop"
 
 
+def scored_answer(running: Running, **fields: Any) -> tuple[str, list[Any]]:
+    """The first of some questions whose answer has no letter in parts, of which llama.cpp's server has no
+    log-probabilities; and those of its three tokens."""
+    for question in (f"Say {number}" for number in range(3, 20)):
+        reply = running.chat(question, max_tokens=3, logprobs=True, top_logprobs=5, **fields)
+        if len(reply.choices[0].logprobs.content) == 3:
+            return question, reply.choices[0].logprobs.content
+    raise AssertionError("each answer has a letter in parts")
+
+
 def chat_logprobs(running: Running) -> None:
     """They are the model's own, in nats: those that it has for the token after the prompt."""
-    ids = running.call("encode", MESSAGES)
-    expected_V = np.sort(running.call("probe", ids, [len(ids)], []).next_NV[0])[::-1]
     for fields in ({"temperature": 0}, {"temperature": 2, "seed": 0, "top_p": 0.1}):
-        content = running.chat(max_tokens=3, logprobs=True, top_logprobs=5, **fields).choices[0].logprobs.content
+        question, content = scored_answer(running, **fields)
+        ids = running.call("encode", [{"role": "user", "content": question}])
+        expected_V = np.sort(running.call("probe", ids, [len(ids)], []).next_NV[0])[::-1]
         first, likeliest = content[0], content[0].top_logprobs[0]
         assert [other.logprob for other in first.top_logprobs] == pytest.approx(expected_V[:5], abs=1e-3)
         assert (first.token, first.logprob) == (likeliest.token, likeliest.logprob) or fields["temperature"]
