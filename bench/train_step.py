@@ -194,7 +194,7 @@ class TrainStep:
         model = Llama(self.shape, replace(self.compute, dtype=dtype), rngs=nnx.Rngs(0))
         graph, abstract = nnx.split(model)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        optimizer_ = optimizers.build(recipe, dtype)
+        optimizer_ = optimizers.build(recipe, self.shape.hidden_size, dtype)
         self.state = sharding.place(mesh, State(jnp.int32(0), params, optimizer_.init(params)))
         update = make_step(lambda p, f: weights.build(graph, abstract, f, p), optimizer_, recipe.z_loss)
         rows = self.rows()

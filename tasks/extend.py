@@ -36,7 +36,7 @@ class Extend(TrainSection):
     batch_size: PositiveInt = 8
     """Rows in a step."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; with muon by width, as in `pretrain`."""
     warmup_steps: NonNegativeInt = 10
     """Steps over which the rate rises to its peak."""
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -62,7 +62,7 @@ class Extend(TrainSection):
             )
 
 
-@stage(version=4, resumes=True)
+@stage(version=5, resumes=True)
 def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[CorpusFigures]) -> ExtendFigures:
     """Write weights/ with the longer context, and positions.json: held-out loss by position, and pass keys found."""
     log, final = out / "extend.log", out / "weights"

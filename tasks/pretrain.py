@@ -105,7 +105,7 @@ def pretraining(settings: Pretrain, model: Model, tokens: Built[CorpusFigures], 
     )
 
 
-@stage(version=2, resumes=True)
+@stage(version=3, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFigures]) -> PretrainFigures:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
     with imported weights, these instead, in weights/."""

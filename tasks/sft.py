@@ -63,7 +63,7 @@ class Sft(TrainSection):
     batch_size: PositiveInt = 8
     """Rows in a step; each has as many whole conversations as fit."""
     learning_rate: PositiveFloat = 4e-3
-    """Peak learning rate."""
+    """Peak learning rate; with muon and all weights by width, as in `pretrain`."""
     warmup_steps: PositiveInt = 10
     """Steps over which the rate rises to its peak."""
     lora_rank: PositiveInt = 16
@@ -118,7 +118,7 @@ class Sft(TrainSection):
         return "\n".join(map(conversations.fingerprint, weighted(self.source)))
 
 
-@stage(version=5, resumes=True)
+@stage(version=6, resumes=True)
 def sft(out: Path, settings: Sft, base: Built[CheckpointFigures], tokens: Built[CorpusFigures]) -> SftFigures:
     """Conversations → weights/, and with LoRA adapter/ (PEFT), by the same trainer as pretraining."""
     shape = LlamaConfig(**read_json(base / "weights/COMMIT.json")["config"])

@@ -25,7 +25,7 @@ class Program:
     def __init__(self, job: Job):
         """Raises KodaError for an optimizer or a schedule that is not known."""
         self.job, recipe = job, job.recipe
-        self.optimizer = optimizers.build(recipe, job.compute.dtype)
+        self.optimizer = optimizers.build(recipe, job.model.hidden_size, job.compute.dtype)
         self.graph, self.abstract = nnx.split(nnx.eval_shape(partial(network, job)))
         self.shapes: State = jax.eval_shape(self.first_state)
         self.step = make_step(self.rebuild, self.optimizer, recipe.z_loss, recipe.gradient_accumulation_steps)

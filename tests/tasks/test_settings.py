@@ -33,7 +33,7 @@ def test_choices_of_a_setting_are_those_of_its_table(setting: str, table: dict[s
 @pytest.mark.parametrize("setting", ["optimizer", "schedule"])
 def test_unknown_name_is_refused_and_not_trained_by_another(setting: str) -> None:
     with pytest.raises(KodaError, match=f"{setting} = 'other'") as refused:
-        optimizers.build(replace(RECIPE, **{setting: "other"}), "float32")
+        optimizers.build(replace(RECIPE, **{setting: "other"}), 128, "float32")
     table = optimizers.OPTIMIZERS if setting == "optimizer" else optimizers.SCHEDULES
     assert all(name in str(refused.value) for name in table)
 
@@ -41,7 +41,7 @@ def test_unknown_name_is_refused_and_not_trained_by_another(setting: str) -> Non
 def test_every_optimizer_and_schedule_can_be_built() -> None:
     for optimizer in optimizers.OPTIMIZERS:
         for schedule in optimizers.SCHEDULES:
-            optimizers.build(replace(RECIPE, optimizer=optimizer, schedule=schedule), "float32")
+            optimizers.build(replace(RECIPE, optimizer=optimizer, schedule=schedule), 128, "float32")
 
 
 def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_elsewhere() -> None:

@@ -13,6 +13,7 @@ from model.llama import Llama
 from model.training import optimizer as optimizers
 from model.training.job import Recipe
 from model.training.muon import orthogonalize
+from model.training.optimizer import TRANSFER, WIDTH
 
 RECIPE = Recipe(
     steps=100,
@@ -57,7 +58,7 @@ def test_cosine_ends_at_a_tenth() -> None:
 def test_decay_skips_norms_and_embeddings(shape: LlamaConfig, name: str) -> None:
     """With no gradient at all, what still moves is what decays."""
     params = nnx.to_pure_dict(nnx.state(Llama(shape, rngs=nnx.Rngs(0)), nnx.Param))
-    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), "float32")
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), WIDTH, "float32")
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     moved = {
@@ -74,7 +75,7 @@ def test_decay_skips_norms_and_embeddings(shape: LlamaConfig, name: str) -> None
 def test_muon_makes_each_layers_update_orthogonal() -> None:
     params = {"query": {"kernel": jnp.zeros((2, 32, 32))}, "norm": {"scale": jnp.zeros((2, 32))}}
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
-    optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0, weight_decay=0.0), "float32")
+    optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0, weight_decay=0.0), WIDTH, "float32")
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     for layer in updates["query"]["kernel"]:
         singular = np.linalg.svd(layer, compute_uv=False)
@@ -102,9 +103,9 @@ def test_muon_is_optax_muon_to_the_bit_on_a_cpu() -> None:
     shapes = {"wide": (3, 24, 72), "tall": (3, 72, 24), "square": (3, 24, 24)}
     keys = iter(jax.random.split(jax.random.key(0), 9))
     params = {name: {"kernel": jax.random.normal(next(keys), shape)} for name, shape in shapes.items()}
-    params |= {"norm": {"scale": jnp.ones((3, 24))}, "head": jax.random.normal(next(keys), (50, 24))}
+    params |= {"norm": {"scale": jnp.ones((3, 24))}, "table": jax.random.normal(next(keys), (50, 24))}
     ends = []
-    for optimizer in (theirs, optimizers.build(recipe, "float32")):
+    for optimizer in (theirs, optimizers.build(recipe, WIDTH, "float32")):
 
         @jax.jit
         def step(params, state, key, optimizer=optimizer):
@@ -124,9 +125,28 @@ def test_embeddings_learn_faster_under_muon(name: str, times: float) -> None:
     """With equal gradients, beside an untied head of the same numbers."""
     table = jax.random.normal(jax.random.key(0), (50, 24))
     params = {"embedding": table, "head": table}
-    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), "float32")
+    optimizer = optimizers.build(replace(RECIPE, optimizer=name, warmup_steps=0), WIDTH, "float32")
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embedding"], times * updates["head"], rtol=1e-5)
+
+
+def test_all_but_the_vectors_learn_slower_under_muon_in_a_wider_model() -> None:
+    """Weights and their gradients are the same, and decay too."""
+    params = {"kernel": jnp.eye(24)[None], "embedding": jnp.eye(24), "head": jnp.eye(24), "scale": jnp.ones(24)}
+    updates = []
+    for width in (WIDTH, 16 * WIDTH):
+        optimizer = optimizers.build(replace(RECIPE, optimizer="muon", warmup_steps=0), width, "float32")
+        updates.append(optimizer.update(params, optimizer.init(params), params)[0])
+    for name, factor in {"kernel": 16**-TRANSFER, "embedding": 1 / 8, "head": 1 / 8, "scale": 1.0}.items():
+        np.testing.assert_allclose(updates[1][name], factor * updates[0][name], rtol=1e-5, err_msg=name)
+
+
+def test_adamws_rate_is_the_same_at_every_width() -> None:
+    params = {"kernel": jnp.eye(24)[None], "embedding": jnp.eye(24)}
+    narrow, wide = (optimizers.build(replace(RECIPE, warmup_steps=0), width, "float32") for width in (WIDTH, 2048))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(each.update(params, each.init(params), params)[0] for each in (narrow, wide))
+    )
 
 
 def test_muon_in_bfloat16_is_orthogonal_too() -> None:
@@ -140,7 +160,9 @@ def test_muon_in_bfloat16_is_orthogonal_too() -> None:
 def test_optimizer_descends(name: str) -> None:
     target = jax.random.normal(jax.random.key(0), (2, 16, 16))
     params = {"kernel": jnp.zeros_like(target)}
-    optimizer = optimizers.build(replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05), "float32")
+    optimizer = optimizers.build(
+        replace(RECIPE, optimizer=name, weight_decay=0.0, learning_rate=0.05), WIDTH, "float32"
+    )
     state = optimizer.init(params)
 
     @jax.jit

@@ -37,7 +37,7 @@ def first_step(shape: LlamaConfig, parts: int) -> tuple[Callable[[State, Batch],
     model = Llama(shape, rngs=nnx.Rngs(0))
     graph, abstract = nnx.split(model)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    optimizer = optimizers.build(replace(RECIPE, warmup_steps=0), "float32")
+    optimizer = optimizers.build(replace(RECIPE, warmup_steps=0), shape.hidden_size, "float32")
     step = make_step(lambda p, f: weights.build(graph, abstract, f, p), optimizer, 1e-3, parts)
     return lambda state, batch: step(state, {}, batch), State(jnp.int32(0), params, optimizer.init(params))
 
