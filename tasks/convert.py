@@ -182,8 +182,12 @@ def export(
     `heldout` has the text that they are compared on, `text` the one that they are calibrated on, if any, `trained` the
     weights before the context was extended. Raises KodaError where an export disagrees.
     """
+    variants = settings.variants()
+    if not variants:
+        write_json(out / "parity.json", {})
+        return {}
     old = LlamaConfig(**read_json(trained / "COMMIT.json")["config"])
-    together = fit_together(old.parameters, len(settings.variants()))
+    together = fit_together(old.parameters, len(variants))
     with tempfile.TemporaryDirectory() as expected, progress("convert", 2) as watch:
         watch(0, "exports")
         writing: Order[list[Export]] = Order(
@@ -193,7 +197,7 @@ def export(
             tokenizer=tokenizer,
             out=out,
             about=about,
-            variants=settings.variants(),
+            variants=variants,
             text=text if settings.calibrate else None,
         )
         computing = Order(

@@ -54,6 +54,13 @@ def test_chat_names_a_missing_runtime(
     assert capsys.readouterr().err == f"koda: {refused.value}\n"
 
 
+def test_without_formats_nothing_is_read_or_computed(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    no_inputs = dict.fromkeys(("weights", "tokenizer", "heldout", "trained", "log"), missing)
+    assert export(tmp_path, Convert(formats=()), text=None, about={}, **no_inputs) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["parity.json"]
+
+
 def test_export_that_fails_is_named_and_ends_the_stage() -> None:
     good, bad = ParityFigures(failed=[]), ParityFigures(failed=["it splits"], first_difference="First to differ: x.")
     verdict({"hf": good})
