@@ -55,7 +55,7 @@ def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: 
     Raises KodaError where no ladder fits the settings or the hours.
     """
     check(model, pretrain)
-    key = stage_key(LADDER, 1, (model, pretrain, tokens, [hours, evaluate.max_bytes]))
+    key = stage_key(LADDER, 2, (model, pretrain, tokens, [hours, evaluate.max_bytes]))
     folder = _own_folder(run, key)
     base = pretraining(pretrain, model, tokens, folder)
     base = replace(base, recipe=replace(base.recipe, snapshots=0, evaluate_every_steps=base.recipe.steps))

@@ -1,20 +1,27 @@
 """A scaling law: bits per byte by the size of a model and the text it reads, fitted to small trainings.
 
-L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, arXiv:2203.15556), with N the floating-point operations of a
-training step per token over 6, so that 6 · N · D is a training's compute, and D the tokens that it reads.
+L(N, D) = E + (A / N^α + B / D)^γ, with N the floating-point operations of a training step per token, over 6, so that
+6 · N · D is a training's compute, and D the tokens that it reads. It is the form of Kaplan et al. 2020
+(arXiv:2001.08361, equation 1.5) with a floor: the larger a model, the more it gains by more text. In the form of
+Hoffmann et al. 2022, a sum of a term of N and one of D, it gains the same; fitted to small trainings that was further
+from what the large one reached (docs/ladder.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from model.errors import KodaError
 
-EXPONENTS = np.geomspace(0.05, 1.5, 18)  # that are tried for α and β, before the best pair is refined
-HUBER = 1.0  # scales of a residual up to which it counts by its square, beyond by its size
-REWEIGHTED = 8  # times that the residuals decide how much each point counts
-RESAMPLES = 200
+FLOORS = (0.0, 0.3, 0.6)  # of the lowest loss: where the fit begins, with
+ALPHAS, GAMMAS = np.geomspace(0.2, 2.0, 6), np.geomspace(0.08, 1.0, 6)
+REFINED = 4  # of these beginnings, the nearest ones
+BOUNDS = ((0.0, 0.0, 0.05, 0.0, 0.03), (0.99, np.inf, 4.0, np.inf, 2.0))  # of E over the lowest loss, A, α, B, γ
+SCATTER = 0.01  # of the losses, and of the form; a residual far beyond it counts by its logarithm
+NOTHING = 1e-6  # share of A / N^α and B / D, in the middle of the points, below which one of them is none
+RESAMPLES = 100
 INTERVAL = 0.9  # share of resampled forecasts inside the interval
 LEAST = 6  # points, for five numbers
 
@@ -27,6 +34,10 @@ class Point:
     tokens: float
     loss: float  # held out, bits per byte
 
+    @property
+    def compute(self) -> float:
+        return self.n * self.tokens
+
 
 @dataclass(frozen=True)
 class Law:
@@ -34,19 +45,18 @@ class Law:
     a: float
     alpha: float
     b: float
-    beta: float
+    gamma: float
 
     def __call__(self, n: float, tokens: float) -> float:
         """Bits per byte of a model of this size after so many tokens."""
-        return float(self.floor + self.a * n**-self.alpha + self.b * tokens**-self.beta)
+        return float(self.floor + (self.a * n**-self.alpha + self.b / tokens) ** self.gamma)
 
     def best(self, flops: float) -> tuple[float, float] | None:
         """N and D that this compute is spent best on: where a little more of either helps equally. None where the
         points showed no effect of one of them."""
         if not self.a or not self.b:
             return None
-        share = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        n = share * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        n = float((self.alpha * self.a * flops / (6 * self.b)) ** (1 / (1 + self.alpha)))
         return n, flops / (6 * n)
 
 
@@ -55,68 +65,93 @@ class Forecast:
     """What a training is expected to reach, bits per byte."""
 
     loss: float
-    low: float  # INTERVAL of the resampled forecasts lie between these
+    low: float
     high: float
 
 
 def fit(points: Sequence[Point], near: Law | None = None) -> Law:
-    """The law that fits best, by Huber's loss. Raises KodaError for fewer than LEAST points.
+    """The law that fits best. Raises KodaError for fewer than LEAST points.
 
-    E, A and B are linear once α and β are known: they are solved for, without going below zero, at each pair of
-    exponents on a grid, and the best pair is refined (variable projection; Golub and Pereyra 1973; arXiv:2603.22339).
-    With `near`, its exponents are refined, in place of the grid's.
+    A and B are linear once E, α and γ are known: they are solved for, without going below zero, at each of a grid of
+    beginnings, and the nearest ones are refined. Residuals are relative, and Cauchy's loss counts those that are far
+    off less. With `near` it begins there.
     """
-    from scipy.optimize import minimize, nnls  # here, as who only reads a forecast need not wait for it
+    from scipy.optimize import least_squares, nnls  # here, as who only reads a forecast need not wait for it
 
     if len(points) < LEAST:
         raise KodaError(f"{len(points)} points are too few for a law of five numbers; {LEAST} would do.")
     n, d, loss = (np.array([getattr(point, name) for point in points]) for name in ("n", "tokens", "loss"))
-    unit_n, unit_d = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
-    x, y = np.log(n / unit_n), np.log(d / unit_d)
+    unit_n, unit_d, lowest = np.exp(np.log(n).mean()), np.exp(np.log(d).mean()), loss.min()
+    x, y = n / unit_n, d / unit_d
 
-    def solve(exponents: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """E, A and B for the logarithms of α and β, and the residuals."""
-        alpha, beta = np.exp(exponents)
-        columns = np.stack([np.ones_like(x), np.exp(-alpha * x), np.exp(-beta * y)], axis=1)
-        root = np.sqrt(weight)
-        coefficients, _ = nnls(columns * root[:, None], loss * root)
-        return coefficients, loss - columns @ coefficients
+    def residuals(numbers: np.ndarray) -> np.ndarray:
+        floor, a, alpha, b, gamma = numbers
+        return np.log((lowest * floor + (a * x**-alpha + b / y) ** gamma) / loss)
 
-    def error(exponents: np.ndarray, weight: np.ndarray) -> float:
-        return float(weight @ solve(exponents, weight)[1] ** 2)
+    def beginning(floor: float, alpha: float, gamma: float) -> np.ndarray:
+        terms = (loss - lowest * floor) ** (1 / gamma)
+        (a, b), _ = nnls(np.stack([x**-alpha, 1 / y], axis=1) / terms[:, None], np.ones_like(terms))
+        return np.array([floor, a, alpha, b, gamma])
 
-    weight = np.ones_like(loss)
-    tried = [(near.alpha, near.beta)] if near else [(alpha, beta) for alpha in EXPONENTS for beta in EXPONENTS]
-    exponents = min(map(np.log, tried), key=lambda pair: error(pair, weight))
-    bounds = [(np.log(EXPONENTS[0]), np.log(EXPONENTS[-1]))] * 2
-    for _ in range(REWEIGHTED):
-        exponents = minimize(
-            error, exponents, (weight,), method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-3}
-        ).x
-        coefficients, residuals = solve(exponents, weight)
-        scale = 1.4826 * np.median(np.abs(residuals)) + 1e-12  # a normal distribution's standard deviation
-        updated = np.minimum(1.0, HUBER * scale / np.maximum(np.abs(residuals), 1e-15))
-        if np.allclose(updated, weight, atol=1e-3):
-            break
-        weight = updated
-    (floor, a, b), (alpha, beta) = coefficients, np.exp(exponents)
-    return Law(float(floor), float(a * unit_n**alpha), float(alpha), float(b * unit_d**beta), float(beta))
+    def distance(numbers: np.ndarray) -> float:
+        return float(np.log1p((residuals(numbers) / SCATTER) ** 2).sum())
+
+    if near is None:
+        begun = [beginning(*each) for each in product(FLOORS, ALPHAS, GAMMAS)]
+        begun = sorted(begun, key=distance)[:REFINED]
+    else:
+        a, b = near.a * unit_n**-near.alpha, near.b / unit_d
+        begun = [np.array([near.floor / lowest, a, near.alpha, b, near.gamma])]
+    low, high = (np.array(bound) for bound in BOUNDS)
+    fits = [
+        least_squares(
+            residuals,
+            np.clip(start, low + 1e-9, high - 1e-9),
+            bounds=(low, high),
+            loss="cauchy",
+            f_scale=SCATTER,
+            x_scale="jac",
+            max_nfev=400,
+        )
+        for start in begun
+    ]
+    floor, a, alpha, b, gamma = map(float, min(fits, key=lambda each: each.cost).x)
+    a, b = (term if term > NOTHING * (a + b) else 0.0 for term in (a, b))
+    return Law(float(lowest * floor), float(a * unit_n**alpha), alpha, float(b * unit_d), gamma)
 
 
 def forecast(points: Sequence[Point], n: float, tokens: float, seed: int = 0) -> Forecast:
-    """What the law of these points expects of a training, with an interval by resampled residuals.
+    """What the law of these points expects of a training, with an interval.
 
-    The interval holds the law's uncertainty and one training's own scatter. It does not hold what the law's form
-    gets wrong.
+    It holds INTERVAL of the forecasts by resampled residuals, with a single training's own scatter. And it is at least
+    as wide as the law was wrong about a size's longest training when it was fitted to the others, for as many times the
+    compute.
     """
     law, draw = fit(points), np.random.default_rng(seed)
     expected = np.array([law(point.n, point.tokens) for point in points])
     freedom = np.sqrt(len(points) / max(1, len(points) - 5))  # the law bends towards the points that it was fitted to
-    residuals = freedom * (np.array([point.loss for point in points]) - expected)
+    residuals = freedom * np.log(np.array([point.loss for point in points]) / expected)
     forecasts = []
     for _ in range(RESAMPLES):
-        again = expected + draw.choice(residuals, len(points))
+        again = expected * np.exp(draw.choice(residuals, len(points)))
         resampled = [Point(point.n, point.tokens, float(loss)) for point, loss in zip(points, again, strict=True)]
-        forecasts.append(fit(resampled, law)(n, tokens) + draw.choice(residuals))
+        forecasts.append(fit(resampled, law)(n, tokens) * np.exp(draw.choice(residuals)))
     low, high = np.quantile(forecasts, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-    return Forecast(law(n, tokens), float(low), float(high))
+    loss, wrong = law(n, tokens), np.exp(_wrong(points, law) * np.log(n * tokens / max(p.compute for p in points)))
+    return Forecast(loss, float(min(low, loss / wrong)), float(max(high, loss * wrong)))
+
+
+def _wrong(points: Sequence[Point], near: Law) -> float:
+    """How far off, for each e-fold of compute, the law of all but the longest trainings is about one of these at most;
+    relative. 0 where too few are left to fit it."""
+    by_size: dict[float, list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.tokens):
+        by_size.setdefault(point.n, []).append(point)
+    shorter = [point for size in by_size.values() for point in size[:-1]]
+    if len(shorter) < LEAST:
+        return 0.0
+    law = fit(shorter, near)
+    return max(
+        float(abs(np.log(law(longest.n, longest.tokens) / longest.loss)) / np.log(longest.tokens / before.tokens))
+        for *_, before, longest in (size for size in by_size.values() if len(size) > 1)
+    )

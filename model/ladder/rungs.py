@@ -19,7 +19,7 @@ FEWEST = 3  # rungs that a law can be fitted to
 SMALLEST = 16.0  # times smaller than the target the smallest rung should be
 ENDS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a rung's longest training, at which the shorter ones end
 RATES = (0.5, 2.0)  # times the preset's rate, tried with the shortest training of each rung
-LAYERS = 2  # at least: attention to what an earlier layer found takes two
+LAYERS = 4  # at least, where the target has so many: shallower ones gain less by more text (docs/ladder.md)
 SHARE = 0.1  # of the target's compute that a rung's longest training takes, where no budget is stated
 SHORTEST = 2.0  # times the warm-up that a training has to take at least
 

@@ -15,7 +15,7 @@ from model.ladder.law import Law
 from tasks.runs.up_to_date import stage_key
 from tasks.tokenize import tokenize
 
-LAW = Law(floor=0.9, a=30.0, alpha=0.33, b=60.0, beta=0.31)
+LAW = Law(floor=0.5, a=46_000.0, alpha=0.8, b=900_000.0, gamma=0.3)
 SCANNED = parsed({"pretrain.remat": "dots", "pretrain.scan": "true"})  # compiled in less time
 
 

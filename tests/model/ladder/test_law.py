@@ -8,7 +8,7 @@ import pytest
 from model.errors import KodaError
 from model.ladder.law import Law, Point, fit, forecast
 
-LAW = Law(floor=0.9, a=30.0, alpha=0.33, b=60.0, beta=0.31)
+LAW = Law(floor=0.5, a=46_000.0, alpha=0.8, b=900_000.0, gamma=0.3)
 SIZES, TOKENS = (1.6e5, 3.3e5, 6.5e5, 1.2e6), (3e5, 6e5, 1.2e6, 2.4e6)
 POINTS = [Point(n, d, LAW(n, d)) for n in SIZES for d in TOKENS]
 
@@ -21,7 +21,7 @@ def noisy(scatter: float, seed: int = 0) -> list[Point]:
 def test_law_without_noise_is_recovered_and_holds_a_hundred_times_beyond() -> None:
     found = fit(POINTS)
     assert found.floor == pytest.approx(LAW.floor, rel=1e-3)
-    assert (found.alpha, found.beta) == pytest.approx((LAW.alpha, LAW.beta), rel=1e-3)
+    assert (found.alpha, found.gamma) == pytest.approx((LAW.alpha, LAW.gamma), rel=1e-3)
     assert found(1.2e7, 2.4e7) == pytest.approx(LAW(1.2e7, 2.4e7), rel=1e-4)
 
 

@@ -48,7 +48,9 @@ def test_each_rung_costs_at_most_its_share_and_reads_no_more_than_the_target(pre
 def test_family_has_the_proportions_of_its_target() -> None:
     shapes = family(TARGET)
     assert [shape.hidden_size for shape in shapes] == [32, 64, 96, 128, 160]
-    assert [shape.num_hidden_layers for shape in shapes] == [2, 2, 2, 3, 3]  # attention to what a layer found takes two
+    assert [shape.num_hidden_layers for shape in shapes] == [4, 4, 4, 4, 4]  # as deep as it, where it is so shallow
+    deep = family(replace(TARGET, num_hidden_layers=12))
+    assert [shape.num_hidden_layers for shape in deep] == [4, 4, 6, 8, 10]
     assert all(shape.num_attention_heads % shape.num_key_value_heads == 0 for shape in shapes)
 
 
