@@ -19,10 +19,10 @@ SQUARES = 0.99  # Adam's decay of squared gradients: in small batches most rows 
 
 def _wsd(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:
     """A plateau, then a linear way down to zero (Hu et al. 2024, arXiv:2404.06395)."""
-    decay = round(recipe.decay_fraction * recipe.steps)
+    start = recipe.decay_start()
     flat = optax.constant_schedule(recipe.learning_rate)
-    down = optax.linear_schedule(recipe.learning_rate, 0.0, max(1, decay))
-    return [flat, down], [recipe.decay_start()]
+    down = optax.linear_schedule(recipe.learning_rate, 0.0, max(1, recipe.steps - start))
+    return [flat, down], [start]
 
 
 def _cosine(recipe: Recipe, warmup: int) -> tuple[list[optax.Schedule], list[int]]:

@@ -49,6 +49,11 @@ def test_wsd_rises_stays_and_falls() -> None:
     assert [float(rate(step)) for step in (0, 5, 10, 59, 80, 100)] == pytest.approx([0, 5e-3, 1e-2, 1e-2, 5e-3, 0])
 
 
+def test_wsd_ends_at_zero_where_its_decay_would_begin_before_the_end_of_the_warmup() -> None:
+    rate = optimizers.schedule(replace(RECIPE, steps=20, decay_fraction=0.9))
+    assert [float(rate(step)) for step in (5, 10, 15, 20)] == pytest.approx([5e-3, 1e-2, 5e-3, 0])
+
+
 def test_cosine_ends_at_a_tenth() -> None:
     rate = optimizers.schedule(replace(RECIPE, schedule="cosine"))
     assert [float(rate(step)) for step in (10, 55, 100)] == pytest.approx([1e-2, 5.5e-3, 1e-3])
