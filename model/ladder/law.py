@@ -15,9 +15,9 @@ import numpy as np
 
 from model.errors import KodaError
 
-FLOORS = (0.0, 0.3, 0.6)  # of the lowest loss: where the fit begins, with
+FLOORS = (0.0, 0.3, 0.6)  # of the lowest loss; a fit begins at each of these, with each of
 ALPHAS, GAMMAS = np.geomspace(0.2, 2.0, 6), np.geomspace(0.08, 1.0, 6)
-REFINED = 4  # of these beginnings, the nearest ones
+REFINED = 4  # of these beginnings, the nearest to the points
 BOUNDS = ((0.0, 0.0, 0.05, 0.0, 0.03), (0.99, np.inf, 4.0, np.inf, 2.0))  # of E over the lowest loss, A, α, B, γ
 SCATTER = 0.01  # of the losses, and of the form; a residual far beyond it counts by its logarithm
 NOTHING = 1e-6  # share of A / N^α and B / D, in the middle of the points, below which one of them is none

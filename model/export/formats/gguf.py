@@ -40,6 +40,8 @@ class LlamaCpp:
         params.api_keys = [self.key]
         self.server = xllamacpp.Server(params)
         self.letter = self.tokenize("a")[0]
+        # The loop that computes begins after the server answers; of a server that goes before that, it never ends.
+        self._post("/completion", {"prompt": [self.letter], "n_predict": 1, "cache_prompt": False})
         with self._open("/props") as reply:
             self.context: int = json.load(reply)["default_generation_settings"]["n_ctx"]
 

@@ -1,5 +1,6 @@
 """What GGUF files are called and state about themselves, as gguf-py's reader and llama.cpp see it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,14 @@ def test_llama_cpp_samples_as_the_file_recommends(
     gguf_file.write(tmp_path / "m.gguf", model, tokenizers.load(str(tokenizer_file)), "F16", about)
     settings = LlamaCpp(tmp_path / "m.gguf", 64)._post("/completion", {"prompt": [1], "n_predict": 1})
     assert settings["generation_settings"]["temperature"] == temperature
+
+
+def test_server_is_not_there_before_its_loop_has_begun(saved_model: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    """Of 140 that went earlier one waited for its loop for ever. A slot has a task once it has computed one."""
+    model = weights.read(saved_model / "weights")
+    gguf_file.write(tmp_path / "m.gguf", model, tokenizers.load(str(tokenizer_file)), "F16", About("m"))
+    with LlamaCpp(tmp_path / "m.gguf", 64)._open("/slots") as reply:
+        assert "id_task" in json.load(reply)[0]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,11 @@ def test_a_form_whose_compilation_runs_out_of_memory_does_not_fit(job: Job, monk
     assert training.program.job.compute.remat == "full"
 
 
-def test_the_form_that_memory_decided_is_in_the_event_log(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_that_memory_decided_is_in_the_event_log(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(distributed, "device_memory", lambda: 1)  # of a GPU, which is not here
-    training = Training(replace(job, compute=Compute(remat="auto")))
+    training = Training(replace(job, folder=str(tmp_path), compute=Compute(remat="auto")))
     with jax.set_mesh(training.mesh):
         Attempt(training, Heartbeat(training.folder, 0.0, True)).run(1)
     [record] = [record for record in read_events(training.folder) if record.event is Event.FORM]

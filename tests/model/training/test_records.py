@@ -93,6 +93,7 @@ def test_course_of_a_run_that_goes_well_is_not_shown() -> None:
         Event.ATTEMPT,
         Event.SCHEDULED,
         Event.START,
+        Event.FORM,
         Event.SAVED,
         Event.SPENT,
         Event.REPLAY,
