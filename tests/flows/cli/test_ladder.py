@@ -54,6 +54,7 @@ def test_plan_takes_the_text_of_the_ladder_for_another_preset(
         "model.num_hidden_layers=2",
         "model.hidden_size=192",
         "model.intermediate_size=384",
+        "model.max_position_embeddings=128",
         "pretrain.batch_size=4",
     )
     sets = [part for each in (*small, "pretrain.remat=dots", "pretrain.scan=true") for part in ("--set", each)]
