@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from model.errors import KodaError
+from model.errors import KodaError, out_of_memory
 from model.exit_codes import UNUSABLE
 from model.files import read_json, write_json
 from model.niceness import set_niceness
@@ -40,7 +40,7 @@ def main() -> int:
         return UNUSABLE
     except (MemoryError, RuntimeError) as error:
         bound = call["background_gb"]
-        if not bound or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        if not bound or not out_of_memory(error):
             raise
         print(f"koda: {name} needs more memory than the {bound:g} GB that it may take.", file=sys.stderr)
         return UNUSABLE

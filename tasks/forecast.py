@@ -58,7 +58,7 @@ def forecasted(ladder: Ladder, run: str, job: Job, text: str) -> Forecasted:
         tokens=tokens,
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         forecast=forecast(points, n, tokens),
-        beyond=n * tokens / max(point.n * point.tokens for point in points),
+        beyond=n * tokens / max(point.compute for point in points),
     )
 
 

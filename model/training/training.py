@@ -13,7 +13,7 @@ from flax import nnx
 
 from model import arrays, sharding
 from model.data.batches import Batch, Batches
-from model.errors import KodaError
+from model.errors import KodaError, out_of_memory
 from model.files import append_line, atomic_write, read_json, read_lines, write_json
 from model.training import distributed
 from model.training import optimizer as optimizers
@@ -95,7 +95,7 @@ class Training:
         try:
             return sum(bytes_of(self.compiled_step()))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             return math.inf
 
