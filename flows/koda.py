@@ -34,7 +34,7 @@ def pipeline(
     """Text to a published model: every stage, each skipped if its result is up to date.
 
     Args:
-        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
+        preset: the settings to begin with; empty: the run's own settings, or tiny's for a new run.
         name: the run's name; everything it makes lies in runs/NAME.
         start: rebuild this stage and those after it.
         until: end with this stage.

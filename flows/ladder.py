@@ -30,7 +30,7 @@ def ladder(
 
     Args:
         name: the run; it may be new.
-        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings, or tiny's for a new run.
+        preset: the settings to begin with; empty: the run's own settings, or tiny's for a new run.
         hours: what it may take here; 0: a tenth of the run's compute for the longest training of each size.
         settings: what to change in the run; what is left empty is as the preset or the run has it.
     """

@@ -32,7 +32,7 @@ def part(stage: str, what: str, *sections: str, until: str = "", begins: bool = 
 
     Args:
         name: the run's name; everything it makes lies in runs/NAME.
-        preset: tiny, koda-124m or koda-1.3b; empty: the run's own settings{", or tiny's for a new run" * begins}.
+        preset: the settings to begin with; empty: the run's own settings{", or tiny's for a new run" * begins}.
         rebuild: build it again although its result is up to date.
         settings: what to change; what is left empty is as the preset or the run has it.
     """

@@ -90,7 +90,7 @@ def test_field_shows_description_default_and_the_values_of_presets_in_words(sect
 def test_words_of_a_field_are_exact() -> None:
     """Of one with a bound, of one with two, and of one that is a text."""
     assert settings("pretrain")["steps"]["description"].endswith(
-        "\n\nDefault `2000`; koda-1.3b `48828`; koda-124m `20000`; tiny `3000`; more than 0"
+        "\n\nDefault `2000`; koda-1.3b `48828`; koda-124m `20000`; koda-400m `10000`; tiny `3000`; more than 0"
     )
     assert settings("extend")["chat_share"]["description"].endswith("\n\nDefault `0.25`; at least 0; less than 1")
     assert settings("publish")["to"]["description"].endswith("\n\nDefault `local`")

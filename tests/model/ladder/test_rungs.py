@@ -23,7 +23,7 @@ TARGET = LlamaConfig(
 TOKENS = 2_457_600
 
 
-@pytest.mark.parametrize("preset", ["tiny", "koda-124m", "koda-1.3b"])
+@pytest.mark.parametrize("preset", ["tiny", "koda-124m", "koda-400m", "koda-1.3b"])
 def test_each_rung_costs_at_most_its_share_and_reads_no_more_than_the_target(preset: str) -> None:
     job = pretraining_job(load(preset))
     target, recipe = job.model, job.recipe
