@@ -136,16 +136,16 @@ def convert(
     )
 
 
-def statement(about: About, base: Built[SftFigures], tokens: Built[CorpusFigures]) -> Statement:
-    """What the exports of a run state about themselves. A model that learned to answer here is said to be for that, and
-    to be sampled as it was measured: greedily."""
-    run = base.folder.parent
+def statement(about: About, taught: Built[SftFigures] | None, tokens: Built[CorpusFigures]) -> Statement:
+    """What the exports of a run state about themselves. A model that was `taught` to answer here is said to be for
+    that, and to be sampled as it was measured: greedily. None: it is one from before the sft stage."""
+    run = tokens.folder.parent
     pretrain = read_figures(run, PretrainFigures)
     imported = pretrain is not None and bool(pretrain.imported)  # its text is not what the model learned from
     languages = about.language
     if not languages and not imported:
         languages = tuple(language.of_shards(tokens / "heldout", tokens / "tokenizer.json"))
-    taught = base.figures.steps > 0
+    answers = taught is not None and taught.figures.steps > 0
     return Statement(
         name=run.name,
         author=about.author,
@@ -154,8 +154,8 @@ def statement(about: About, base: Built[SftFigures], tokens: Built[CorpusFigures
         datasets=tuple(sources(tokens)),
         languages=languages,
         base_model=about.base_model,
-        finetune="Chat" if taught else "",
-        temperature=0.0 if taught else None,
+        finetune="Chat" if answers else "",
+        temperature=0.0 if answers else None,
     )
 
 

@@ -16,6 +16,7 @@ from model.training.records import CHECKPOINTS
 if TYPE_CHECKING:
     from model.config import LlamaConfig
     from model.data.vocabulary import Vocabulary
+    from model.export.about import About
     from model.figures import ParityFigures
     from tasks.convert import Convert
 
@@ -56,7 +57,8 @@ def main(arguments: argparse.Namespace) -> None:
     if out.exists():
         raise KodaError(f"{out} is there already. Name a new folder with --out.")
     text = None if arguments.calibrate is None else read_text(arguments.calibrate)
-    source = _of_run(located) if located is not None else _of_others(theirs)  # refuse before imports that take seconds
+    # Refused before imports that take seconds.
+    source = _of_run(located) if located is not None else _of_others(theirs, name)
     prepare_environment()
     from flows.environment import causes_only
 
@@ -66,9 +68,8 @@ def main(arguments: argparse.Namespace) -> None:
     chosen.check_runtimes()
     if misfit := chosen.misfit(source.shape):
         raise KodaError(f"{arguments.model}: {misfit} Choose other types with --quant.")
-    about = {"name": name, "author": "", "license": "", "url": "", "datasets": []} | source.about
     with causes_only():
-        parity = convert(source, out, chosen, about, text)
+        parity = convert(source, out, chosen, text)
     print("\n".join(as_lines(out, parity)))
 
 
@@ -78,21 +79,26 @@ class Source(NamedTuple):
     path: Path
     shape: "LlamaConfig"
     vocabulary: "Vocabulary"
-    about: dict[str, str]
+    about: "About"
     run: Path | None  # whose weights these are; None: others trained it
 
 
-def _of_others(path: Path) -> Source:
+def _of_others(path: Path, name: str) -> Source:
     from model.export import original
+    from model.export.about import About
 
     model = original.read(path)
-    return Source(path, model.shape, model.vocabulary, {"license": model.license}, None)
+    about = About(name, license=model.license, languages=model.languages, base_model=model.repository)
+    return Source(path, model.shape, model.vocabulary, about, None)
 
 
 def _of_run(located: Located) -> Source:
     from model import weights
     from model.data import tokenizer as tokenizers
+    from tasks.about import About
+    from tasks.convert import statement
     from tasks.runs.paths import read_configuration
+    from tasks.runs.record import read_built
 
     if located.tokens is None:
         raise KodaError(f"{located.name} has weights without a tokenizer, and is not in a run that has one.")
@@ -100,10 +106,14 @@ def _of_run(located: Located) -> Source:
         raise KodaError(
             f"{located.name} is a training's checkpoint: the checkpoint stage makes weights of its last one."
         )
-    stated = read_configuration(located.tokens.parent).get("about", {})
-    about = {name: stated[name] for name in ("author", "license", "url") if name in stated}
+    run = located.tokens.parent
+    if (tokens := read_built(run, "tokenize")) is None:
+        raise KodaError(f"{run} has no finished tokenize stage. `koda run --name {run.name}` goes on with it.")
+    configured = read_configuration(run).get("about", {})
+    about = About.model_validate({name: configured[name] for name in About.model_fields if name in configured})
+    taught = read_built(run, "sft") if located.path.parent.name in ("sft", "extend") else None
     vocabulary = tokenizers.load(str(located.tokens / "tokenizer.json"))
-    return Source(located.path, weights.config(located.path), vocabulary, about, located.tokens.parent)
+    return Source(located.path, weights.config(located.path), vocabulary, statement(about, taught, tokens), run)
 
 
 def settings(formats: list[str], types: list[str]) -> "Convert":
@@ -135,9 +145,7 @@ def read_text(path: Path) -> str:
         raise KodaError(f"--calibrate {path}: cannot be read as UTF-8 text: {error}") from None
 
 
-def convert(
-    source: Source, out: Path, chosen: "Convert", about: dict[str, Any], text: str | None = None
-) -> "dict[str, ParityFigures]":
+def convert(source: Source, out: Path, chosen: "Convert", text: str | None = None) -> "dict[str, ParityFigures]":
     """Write the exports to `out`, which gets its name once each agrees with the model in its own runtime.
 
     They are calibrated on `text`; without it, a run's on its training text.
@@ -175,7 +183,7 @@ def convert(
         text=shards,
         trained=trained,
         log=log,
-        about=about,
+        about=source.about._asdict(),
     )
     print("".join(line for line in log.read_text(errors="replace").splitlines(True) if LEFT_OUT in line), end="")
     shutil.rmtree(beside)

@@ -125,6 +125,8 @@ def test_exports_recommend_the_sampling_that_the_answers_were_measured_with(germ
     write_record(german_run, "sft", replace(FIGURES["sft"], steps=0))
     exports = stated(german_run, About())
     assert (exports.finetune, exports.temperature) == ("", None)
+    tokens: Any = read_built(german_run, "tokenize")
+    assert statement(About(), None, tokens) == exports  # of weights from before the sft stage
 
 
 @pytest.mark.parametrize("calibrate", [True, False])

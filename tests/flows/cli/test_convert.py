@@ -14,7 +14,7 @@ from model.data import tokenizer as tokenizers
 from model.errors import KodaError
 from model.export import gguf_file
 from model.export.formats import hf
-from model.files import read_json
+from model.files import read_json, write_json
 from model.llama import Llama
 from tests.conftest import SHAPE
 
@@ -45,6 +45,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_model_of_others_is_exported_and_compared_in_each_runtime(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: [de]\n---\n")
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"_name_or_path": "org/theirs"})
     assert main(["convert", "theirs", "--quant", "float32,F32,fp16"]) == 0
     printed = capsys.readouterr().out
     out = folder.parent / "theirs-exports"
@@ -52,6 +55,9 @@ def test_model_of_others_is_exported_and_compared_in_each_runtime(
     parity = read_json(out / "parity.json")
     assert parity.keys() == {"hf", "gguf/theirs-165K-F32.gguf", "mlx/fp16"} and all(path in printed for path in parity)
     assert parity["gguf/theirs-165K-F32.gguf"]["kl_divergence"] < 1e-6 and not list(folder.parent.glob(".*"))
+    stated = gguf_file.opened(out / "gguf/theirs-165K-F32.gguf")
+    of = [gguf_file.value(stated, f"general.{key}") for key in ("license", "languages", "base_model.0.repo_url")]
+    assert of == ["mit", ["de"], "https://huggingface.co/org/theirs"]
     assert (out / "hf/tokenizer.json").read_bytes() == (SPM / "tokenizer.json").read_bytes()
     assert main(["convert", "theirs"]) == 1 and "theirs-exports is there already" in capsys.readouterr().err
     # and back from the file, to the same numbers
