@@ -16,9 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from model.errors import KodaError
-from model.files import COMMIT, disk_full, read_field, read_object, write_json
+from model.files import ARRAYS, COMMIT, disk_full, read_field, read_object, write_json
 
-ARRAYS = "arrays"
 PART_BYTES = 128_000_000  # of the arrays that Orbax writes at once: it needs nearly twice as much memory for them
 
 

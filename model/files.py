@@ -20,6 +20,7 @@ from model.errors import KodaError
 
 CHECKSUMS = "CHECKSUMS"
 COMMIT = "COMMIT.json"  # marks a folder of arrays as complete
+ARRAYS = "arrays"  # where it has them
 # What `read_field` requires of a value.
 KINDS = {
     bool: "true or false",

@@ -63,15 +63,3 @@ def rotate(x_BTHA: jax.Array, angles_BTP: jax.Array, scale: float = 1.0) -> jax.
     first, second = jnp.split(x_BTHA.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHA.dtype)
-
-
-def ntk_theta(theta: float, factor: float, head_dim: int) -> float:
-    """The rotary base for a context `factor` times as long: θ · s^(d / (d - 2)).
-
-    The fastest pair keeps its frequency and the slowest turns `factor` times slower, so that the far end of the new
-    context looks like the far end of the old one (u/bloc97, "NTK-Aware Scaled RoPE", 2023; YaRN, arXiv:2309.00071).
-
-    >>> round(ntk_theta(10000.0, 2, 64), 1)
-    20452.2
-    """
-    return theta * factor ** (head_dim / (head_dim - 2))

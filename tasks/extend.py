@@ -14,9 +14,9 @@ from model.figures import (
     CorpusFigures,
     ExtendFigures,
     SftFigures,
-    StretchFigures,
 )
 from model.files import read_json
+from model.stretch import stretch
 from model.training.records import JOB
 from tasks.runs.record import Built
 from tasks.section import OPERATIONAL
@@ -68,15 +68,7 @@ def extend(out: Path, settings: Extend, chat: Built[SftFigures], tokens: Built[C
     log, final = out / "extend.log", out / "weights"
     adapts = bool(settings.steps) and settings.factor > 1
     start = out / "start" if adapts else final
-    stretched = retried_call(
-        "model.evaluation.context:stretch",
-        log,
-        StretchFigures,
-        source=chat / "weights",
-        out=start,
-        factor=settings.factor,
-        method=settings.method,
-    )
+    stretched = stretch(chat / "weights", start, settings.factor, settings.method)
     if settings.factor == 1:
         return ExtendFigures(**asdict(stretched))
     adapted = _adapt(out, settings, chat, tokens) if adapts else {}

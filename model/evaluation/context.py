@@ -1,12 +1,12 @@
-"""A longer context: the same weights with scaled rotary positions, and their evaluation there.
+"""What a model makes of a longer context, under each way to scale its positions.
 
 Letters in names: B batch, T time, S time + 1: a row with its last target.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from flax import nnx
@@ -16,51 +16,16 @@ from model.config import LlamaConfig
 from model.data import tokenizer as tokenizers
 from model.data.batches import Batches
 from model.data.shards import Shards
-from model.errors import KodaError
 from model.evaluation.endings import ending_share
 from model.evaluation.passkey import passkeys
 from model.evaluation.score import Scorer
-from model.figures import ContextFigures, LossByContext, StretchFigures
+from model.figures import ContextFigures, LossByContext
 from model.files import write_json
 from model.llama import Llama
-from model.rope import ntk_theta
+from model.stretch import Method, stretched
 from model.training.promote import promote
 
-Method = Literal["unchanged", "linear", "yarn", "ntk"]
 BINS = 16  # points of the curve over the longer context
-
-
-def stretched(config: LlamaConfig, factor: float, method: Method) -> LlamaConfig:
-    """The configuration for a context `factor` times as long.
-
-    Raises KodaError where the positions are scaled already.
-    """
-    if config.rope_scaling != "none" and factor > 1:
-        raise KodaError(
-            f"the model's positions are scaled already ({config.rope_scaling}, {config.rope_factor} times): "
-            "extend.factor can only be 1."
-        )
-    context = int(config.max_position_embeddings * factor)
-    longer = replace(config, max_position_embeddings=context)
-    if method == "unchanged" or factor == 1:
-        return longer
-    if method == "ntk":
-        return replace(longer, rope_theta=ntk_theta(config.rope_theta, factor, config.head_dim))
-    original = config.max_position_embeddings
-    return replace(longer, rope_scaling=method, rope_factor=factor, rope_original_context=original)
-
-
-def stretch(source: str, out: str, factor: float, method: Method) -> StretchFigures:
-    """Write the model in `source` to `out` with a longer context; its weights are unchanged."""
-    model = weights.read(Path(source))
-    config = stretched(model.config, factor, method)
-    weights.write(Path(out), model._replace(config=config))
-    return StretchFigures(
-        context=config.max_position_embeddings,
-        method=method if factor > 1 else "unchanged",
-        rope_theta=config.rope_theta,
-        old_rope_theta=model.config.rope_theta,
-    )
 
 
 def measure(

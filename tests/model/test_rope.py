@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from model.config import LlamaConfig
-from model.rope import angles, attention_scale, frequencies, ntk_theta, rotate
+from model.rope import angles, attention_scale, frequencies, rotate
+from model.stretch import ntk_theta
 
 SHAPE = {
     "vocab_size": 8,

@@ -60,7 +60,7 @@ def test_configuration_that_no_retry_can_fix_is_an_error_of_its_own(tmp_path: Pa
 
 
 def test_function_is_called_in_another_process(tmp_path: Path) -> None:
-    theta = call("model.rope:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=2.0, head_dim=64)
+    theta = call("model.stretch:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=2.0, head_dim=64)
     assert theta == pytest.approx(20452.2, abs=0.1)
 
 
@@ -71,7 +71,7 @@ def test_file_of_the_current_folder_is_imported_by_no_child(
     monkeypatch.chdir(tmp_path)
     Path(shadow).parent.mkdir(exist_ok=True)
     Path(shadow).write_text("raise ImportError")
-    assert call("model.rope:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=1.0, head_dim=64) == 10000
+    assert call("model.stretch:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=1.0, head_dim=64) == 10000
 
 
 def test_call_returns_what_the_function_returned(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from model import weights
 from model.data import tokenizer as tokenizers
-from model.evaluation.context import Method, stretched
 from model.export import gguf_file
 from model.export.about import About
 from model.export.expectation import Expected, expectation
@@ -19,6 +18,7 @@ from model.export.formats import hf, mlx
 from model.export.parity import Limits, compare, divergence, judge
 from model.files import read_json, write_json
 from model.stored import Stored
+from model.stretch import Method, stretched
 
 EXACT = Limits(1e-5, 1.001)  # what float32 files of these weights, six times the usual size, may differ by
 
