@@ -1,13 +1,13 @@
 """What a run's pretraining is expected to reach, by a ladder; written down before its first step."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from model.errors import KodaError
 from model.files import read_json, write_json
-from model.ladder.figures import Forecasted, Ladder
-from model.ladder.law import forecast
+from model.ladder.figures import Forecasted, Ladder, Training
+from model.ladder.law import Law, fit, forecast
 from model.ladder.rungs import size
 from model.training.job import Job
 from model.training.records import newest_step
@@ -57,7 +57,7 @@ def forecasted(ladder: Ladder, run: str, job: Job, text: str) -> Forecasted:
         n=n,
         tokens=tokens,
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        forecast=forecast(points, n, tokens),
+        forecast=forecast(points, ladder.law, n, tokens),
         beyond=n * tokens / max(point.compute for point in points),
     )
 
@@ -71,9 +71,15 @@ def finished_ladder(run: Path) -> Ladder:
 
 
 def read_ladder(run: Path) -> Ladder | None:
-    """The finished ladder of a run; None where it has none."""
+    """The finished ladder of a run; None where it has none. A law of an earlier form is fitted again."""
     path = run / LADDER / RESULT
-    return typed(Ladder, read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    written = read_json(path)
+    if written["law"].keys() != {field.name for field in fields(Law)}:
+        trainings = typed(list[Training], written["trainings"])
+        written["law"] = asdict(fit([each.point for each in trainings]))
+    return typed(Ladder, written)
 
 
 def read_forecast(training: Path) -> Forecasted | None:

@@ -10,7 +10,7 @@ from model.errors import KodaError
 from model.files import read_json, write_json
 from model.ladder.figures import Ladder, Training
 from model.ladder.law import LEAST, fit
-from model.ladder.rungs import FEWEST, RATES, SHARE, Rung, affordable, rungs, total_steps
+from model.ladder.rungs import FEWEST, RATES, SHARE, Rung, affordable, chosen, rungs, total_steps
 from model.training.job import Job
 from model.training.records import CHECKPOINTS, newest_step
 from tasks.devices import platforms
@@ -86,6 +86,7 @@ def check(model: Model, pretrain: Pretrain) -> None:
         )
     if not pretrain.processes:
         raise KodaError("pretrain.processes = 0: the trainings of a ladder are started here. 1 would do.")
+    chosen(model.llama(vocab_size=1))  # which refuses too few heads, whatever the vocabulary
 
 
 def _own_folder(run: Path, key: str) -> Path:

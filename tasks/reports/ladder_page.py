@@ -23,18 +23,18 @@ def page(run: Path, ladder: Ladder, job: Job) -> Path:
     """Write the page of a run's ladder; `job` is the run's own pretraining. Returns its path."""
     expected = forecasted(ladder, run.name, job, ladder.text)
     law = ladder.law
-    equation = (
-        f"L(N, D) = {law.floor:.3f} + ({law.a:.3g} / N^{law.alpha:.3f} + {law.b:.3g} / D)^{law.gamma:.3f} bits per byte"
-    )
+    terms = f"{law.a:.3g} / N^{law.alpha:.3f} + {law.b:.3g} / D^{law.beta:.3f}"
+    equation = f"L(N, D) = {law.floor:.3f} + ({terms})^{law.gamma:.3f} bits per byte"
     parts = [
         f"<h1>{html.escaped(run.name)}: ladder</h1>",
         html.note(f"This run is expected to reach {in_words(expected)}."),
         html.heading("The law"),
         html.note(
             f"{equation}. N is the floating-point operations of a training step per token, over 6, so that 6 · N · D "
-            "is a training's compute; D the tokens it reads. Fitted by Cauchy's loss to the trainings below, in Kaplan "
-            "et al. 2020's form with a floor. The interval is by resampled residuals, and at least as wide as the law "
-            "was wrong about a size's longest training when it was fitted to the others, for as much more compute."
+            "is a training's compute; D the tokens it reads. Fitted by Cauchy's loss to the trainings below; with an "
+            "outer exponent of 1 it would be the form of Hoffmann et al. 2022. The interval is by resampled residuals, "
+            "and at least as wide as the law was wrong about a size's longest training when it was fitted to the "
+            "others, for as much more compute."
         ),
         html.figure(
             _curves(ladder, expected),

@@ -54,13 +54,13 @@ def own_job(run: Path) -> Job:
 def built(run: Path, tokens: Built, prefect_server: None) -> Ladder:
     """Interrupted in the middle of its second size, and gone on with."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rungs, "ENDS", (1 / 2, 1))
+        patch.setattr(rungs, "ENDS", (1 / 2, 3 / 4, 1))
         patch.setattr(ladder, "RATES", (2.0,))
         trainings: list[str] = []
 
         def interrupted(label: str, job: Job, ends: list[int], settings: object) -> object:
             trainings.append(job.folder)
-            if len(trainings) == 6:
+            if len(trainings) == 8:
                 raise KeyboardInterrupt
             return run_training(label, job, ends, settings)  # type: ignore[arg-type]
 
@@ -70,8 +70,8 @@ def built(run: Path, tokens: Built, prefect_server: None) -> Ladder:
             build(run, tokens)
         before = len(trainings)
         finished = build(run, tokens)
-        assert len(trainings) == before + 7  # four of each size, and one that was begun again
-        assert build(run, tokens) == finished and len(trainings) == before + 7
+        assert len(trainings) == before + 11  # six of each size, and one that was begun again
+        assert build(run, tokens) == finished and len(trainings) == before + 11
         return finished
 
 
@@ -92,7 +92,7 @@ def test_training_that_shares_its_beginning_is_the_one_that_it_would_have_been_a
 
 
 def test_ladder_measures_every_training_and_fits_a_law(run: Path, built: Ladder) -> None:
-    assert len(built.trainings) == 6 and len(built.rates) == 3
+    assert len(built.trainings) == 9 and len(built.rates) == 3
     assert all(2 < each.bits_per_byte < 6 for each in built.trainings)
     rate = CONFIG.pretrain.learning_rate
     assert {each.learning_rate for each in built.trainings} == {rate}
@@ -154,12 +154,12 @@ def test_other_rate_that_diverges_ends_no_ladder(
         (Path(job.folder) / f"checkpoints/{ends[-1]}").mkdir(parents=True, exist_ok=True)
         (Path(job.folder) / f"checkpoints/{ends[-1]}/COMMIT.json").touch()
 
-    monkeypatch.setattr(rungs, "ENDS", (1 / 2, 1))
+    monkeypatch.setattr(rungs, "ENDS", (1 / 2, 3 / 4, 1))
     monkeypatch.setattr(ladder, "RATES", (2.0,))
     monkeypatch.setattr(ladder, "run_training", diverges)
     monkeypatch.setattr(ladder, "retried_call", lambda *_, models, **__: [2.5] * len(models))
     result = build(folder, tokens)
-    assert [each.rung for each in result.rates] == ["2x16", "2x32"] and len(result.trainings) == 6
+    assert [each.rung for each in result.rates] == ["2x16", "2x32"] and len(result.trainings) == 9
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from model.ladder.law import Law
 from tasks.runs.up_to_date import stage_key
 from tasks.tokenize import tokenize
 
-LAW = Law(floor=0.5, a=46_000.0, alpha=0.8, b=900_000.0, gamma=0.3)
+LAW = Law(floor=0.5, a=46_000.0, alpha=0.8, b=900_000.0, beta=1.0, gamma=0.3)
 SCANNED = parsed({"pretrain.remat": "dots", "pretrain.scan": "true"})  # compiled in less time
 
 
@@ -83,6 +83,10 @@ def test_plan_refuses_a_ladder_of_another_text(run: Path) -> None:
         (["ladder", "tiny", "--set", "tokenize.source=nowhere"], "nowhere"),
         (["ladder", "tiny", "--set", "pretrain.schedule=cosine"], "share a plateau"),
         (["ladder", "tiny", "--set", "pretrain.processes=0"], "are started here"),
+        (
+            ["ladder", "tiny", "--set", "model.num_attention_heads=2", "--set", "model.num_key_value_heads=2"],
+            "a ladder needs 3 smaller sizes",
+        ),
         (["run", "--name", "tiny", "--set", "pretrain.ladder=nobody"], "there is no run 'nobody'"),
         (["plan", "--ladder", "nobody"], "there is no run 'nobody'"),
     ],
