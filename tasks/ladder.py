@@ -69,7 +69,7 @@ def build(run: Path, tokens: Built, model: Model, pretrain: Pretrain, evaluate: 
         trainings=trainings,
         rates=[each for each in finished if each not in trainings],
         law=fit([each.point for each in trainings]),
-        flops=sum(6 * rung.n * base.tokens_per_step * total_steps(rung, pretrain.decay_fraction) for rung in ladder),
+        flops=sum(6 * rung.n * base.tokens_per_step * total_steps(rung, base.recipe) for rung in ladder),
     )
     write_json(folder / RESULT, asdict(result))
     return result
@@ -119,7 +119,7 @@ def _planned(folder: Path, base: Job, pretrain: Pretrain, hours: float) -> list[
         log = folder / "ladder.log"
         seconds = call("model.training.pace:seconds_per_step", log, list[float], environment=platforms(), jobs=jobs)
         by_name = dict(zip(shapes, seconds, strict=True))
-        planned = affordable(ladders, by_name, recipe.decay_fraction, START, 3600 * hours)
+        planned = affordable(ladders, by_name, recipe, START, 3600 * hours)
     else:
         planned = ladder(SHARE)
     if len(planned) < FEWEST or sum(len(rung.steps) for rung in planned) < LEAST:

@@ -13,6 +13,7 @@ import numpy as np
 from model.accelerators import flops_per_token
 from model.config import LlamaConfig
 from model.errors import KodaError
+from model.training.job import Recipe
 
 RUNGS = 4
 FEWEST = 3  # rungs that a law can be fitted to
@@ -103,14 +104,16 @@ def rungs(target: LlamaConfig, tokens: float, rows: int, warmup: int, share: flo
     return planned
 
 
-def total_steps(rung: Rung, decay_fraction: float) -> int:
-    """Steps that all trainings of a rung take together: the plateau once, each decay, and the other rates."""
+def total_steps(rung: Rung, recipe: Recipe) -> int:
+    """Steps that all trainings of a rung take together: the beginning that they share, each decay, and the other
+    rates."""
     *shorter, longest = rung.steps
-    return longest + sum(round(decay_fraction * steps) for steps in shorter) + len(RATES) * rung.steps[0]
+    decays = (steps - replace(recipe, steps=steps).decay_start() for steps in shorter)
+    return longest + sum(decays) + len(RATES) * rung.steps[0]
 
 
 def affordable(
-    ladders: Iterable[list[Rung]], seconds: dict[str, float], decay_fraction: float, start: float, budget: float
+    ladders: Iterable[list[Rung]], seconds: dict[str, float], recipe: Recipe, start: float, budget: float
 ) -> list[Rung]:
     """The largest of `ladders`, ascending, that fits a budget in seconds.
 
@@ -119,7 +122,7 @@ def affordable(
 
     def cost(ladder: list[Rung]) -> float:
         processes = sum(2 * len(rung.steps) + len(RATES) for rung in ladder)
-        return start * processes + sum(seconds[rung.name] * total_steps(rung, decay_fraction) for rung in ladder)
+        return start * processes + sum(seconds[rung.name] * total_steps(rung, recipe) for rung in ladder)
 
     enough = [ladder for ladder in ladders if len(ladder) >= FEWEST]
     if fitting := [ladder for ladder in enough if cost(ladder) <= budget]:

@@ -8,7 +8,7 @@ from flows.cli.plan import pretraining_job
 from flows.config import load
 from model.config import LlamaConfig
 from model.errors import KodaError
-from model.ladder.rungs import FEWEST, SHARE, affordable, chosen, family, rungs, size, total_steps
+from model.ladder.rungs import FEWEST, SHARE, Rung, affordable, chosen, family, rungs, size, total_steps
 
 TARGET = LlamaConfig(
     vocab_size=4096,
@@ -60,11 +60,19 @@ def test_target_with_few_heads_is_refused_with_what_would_do() -> None:
 
 
 def test_budget_takes_the_largest_ladder_that_fits_it_and_refuses_what_is_too_little() -> None:
+    recipe = pretraining_job(load("tiny")).recipe
     plans = [rungs(TARGET, TOKENS, 8, 50, share) for share in (0.05, 0.1, 0.2)]
     seconds = {rung.name: 0.01 for plan in plans for rung in plan}
-    cost = [sum(0.01 * total_steps(rung, 0.4) + 2.0 * (2 * len(rung.steps) + 2) for rung in plan) for plan in plans]
+    cost = [sum(0.01 * total_steps(rung, recipe) + 2.0 * (2 * len(rung.steps) + 2) for rung in plan) for plan in plans]
     assert cost == sorted(cost)
     for number in (1, 2):
-        assert affordable(plans, seconds, 0.4, 2.0, cost[number]) == plans[number]
+        assert affordable(plans, seconds, recipe, 2.0, cost[number]) == plans[number]
     with pytest.raises(KodaError, match=r"--hours .* is too little for 3 rungs: .* hours would do"):
-        affordable(plans, seconds, 0.4, 2.0, 0.9 * min(c for c, p in zip(cost, plans, strict=True) if len(p) >= 3))
+        affordable(plans, seconds, recipe, 2.0, 0.9 * min(c for c, p in zip(cost, plans, strict=True) if len(p) >= 3))
+
+
+def test_steps_of_a_rung_are_those_that_its_trainings_do_not_share() -> None:
+    """A decay begins after the warm-up at the earliest, also where it would be longer."""
+    recipe = replace(pretraining_job(load("tiny")).recipe, warmup_steps=50, decay_fraction=0.6)
+    rung = Rung(TARGET, (100, 200))  # decays from 50, where 40 would be its share, and from 80
+    assert total_steps(rung, recipe) == 200 + 50 + 2 * 100
