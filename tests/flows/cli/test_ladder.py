@@ -12,6 +12,7 @@ from model.errors import KodaError
 from model.files import read_json, write_json
 from model.ladder.figures import Ladder, Training
 from model.ladder.law import Law
+from tasks.forecast import finished_ladder
 from tasks.runs.up_to_date import stage_key
 from tasks.tokenize import tokenize
 
@@ -109,3 +110,11 @@ def test_plan_refuses_a_run_without_a_ladder(run: Path) -> None:
     (run / "ladder/ladder.json").unlink()
     with pytest.raises(KodaError, match=r"'climbed' has no finished ladder: `koda ladder climbed` makes it"):
         planned("tiny", SCANNED, "H100", 1, None, None, run)
+
+
+def test_ladder_with_a_law_of_an_earlier_form_is_fitted_again(run: Path) -> None:
+    written = read_json(run / "ladder/ladder.json")
+    earlier = {name: value for name, value in written["law"].items() if name != "beta"}
+    write_json(run / "ladder/ladder.json", written | {"law": earlier})
+    found = finished_ladder(run).law
+    assert found(5e5, 2e6) == pytest.approx(LAW(5e5, 2e6), rel=2e-3)
