@@ -29,8 +29,14 @@ GRACE = 20.0  # seconds to save and leave after SIGTERM; Prefect kills the flow 
 PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.0}
 SLOWEST = 10.0
 
-# In the environment of every child: its output is in the log at once, and it imports nothing of the current folder.
-OF_CHILDREN = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+# In the environment of every child: its output is in the log at once, it imports nothing of the current folder, and
+# glibc asks for huge pages. XLA takes its buffers anew in each step, and a third of a step on CPUs was the kernel's work
+# of mapping them 4 KB at a time (bench/LOG.md).
+OF_CHILDREN = {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",
+    "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+}
 
 # Signals that a process gets from others. A fault of its own gives SIGSEGV, SIGABRT, SIGBUS, …
 SENT = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}

@@ -74,6 +74,29 @@ def test_file_of_the_current_folder_is_imported_by_no_child(
     assert call("model.stretch:ntk_theta", tmp_path / "log", float, theta=10000.0, factor=1.0, head_dim=64) == 10000
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="this kernel gives no huge pages"
+)
+def test_memory_that_a_child_takes_again_and_again_is_not_mapped_page_by_page(tmp_path: Path) -> None:
+    """As XLA does in each step: 20 times 64 MB are 330,000 pages of 4 KB."""
+    code = """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+for _ in range(20):
+    block = libc.malloc(64_000_000)
+    ctypes.memset(block, 1, 64_000_000)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    supervise(python(code), tmp_path / "log")
+    assert int((tmp_path / "log").read_text()) < 100_000
+
+
 def test_call_returns_what_the_function_returned(tmp_path: Path) -> None:
     """A dataclass in a container; a path is a text on the other side, and figures of another kind are refused."""
     function, path = "tests.tasks.background:figures", Path("weights")
