@@ -21,8 +21,7 @@ $(VENV)/.for-tests: $(VENV)/.installed
 run: $(VENV)/.installed
 	@$(KODA) run
 
-# With huge pages, as the processes of a run have them (tasks/supervise.py).
-PYTEST := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.for-tests
 	@$(PYTEST) -m "not up and not browser and not postgresql and not chaos and not bench and not cuda"
 

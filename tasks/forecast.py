@@ -7,7 +7,7 @@ from pathlib import Path
 from model.errors import KodaError
 from model.files import read_json, write_json
 from model.ladder.figures import Forecasted, Ladder, Training
-from model.ladder.law import Law, fit, forecast
+from model.ladder.law import LEAST, Law, fit, forecast
 from model.ladder.rungs import size
 from model.training.job import Job
 from model.training.records import newest_step
@@ -71,13 +71,16 @@ def finished_ladder(run: Path) -> Ladder:
 
 
 def read_ladder(run: Path) -> Ladder | None:
-    """The finished ladder of a run; None where it has none. A law of an earlier form is fitted again."""
+    """The finished ladder of a run; None where it has none. A law of an earlier form is fitted again,
+    where there are trainings enough for it."""
     path = run / LADDER / RESULT
     if not path.is_file():
         return None
     written = read_json(path)
     if written["law"].keys() != {field.name for field in fields(Law)}:
         trainings = typed(list[Training], written["trainings"])
+        if len(trainings) < LEAST:
+            return None
         written["law"] = asdict(fit([each.point for each in trainings]))
     return typed(Ladder, written)
 

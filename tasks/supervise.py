@@ -30,7 +30,7 @@ PATIENCE = {"start": 600.0, "compile": 1800.0, "save": 1800.0, "evaluate": 1800.
 SLOWEST = 10.0
 
 # In the environment of every child: its output is in the log at once, it imports nothing of the current folder, and
-# glibc asks for huge pages. XLA takes its buffers anew in each step, and a third of a step on CPUs was the kernel
+# glibc asks for huge pages. XLA allocates its buffers again in each step, and a third of a step on CPUs was the kernel
 # mapping them 4 KB at a time (bench/LOG.md).
 OF_CHILDREN = {
     "PYTHONUNBUFFERED": "1",

@@ -16,7 +16,7 @@ from model.training.records import CHECKPOINTS
 if TYPE_CHECKING:
     from model.config import LlamaConfig
     from model.data.vocabulary import Vocabulary
-    from model.export.about import About
+    from model.export.about import About as Statement
     from model.figures import ParityFigures
     from tasks.convert import Convert
 
@@ -79,25 +79,25 @@ class Source(NamedTuple):
     path: Path
     shape: "LlamaConfig"
     vocabulary: "Vocabulary"
-    about: "About"
+    about: "Statement"
     run: Path | None  # whose weights these are; None: others trained it
 
 
 def _of_others(path: Path, name: str) -> Source:
     from model.export import original
-    from model.export.about import About
+    from model.export.about import About as Statement
 
     model = original.read(path)
-    about = About(name, license=model.license, languages=model.languages, base_model=model.repository)
+    about = Statement(name, license=model.license, languages=model.languages, base_model=model.repository)
     return Source(path, model.shape, model.vocabulary, about, None)
 
 
 def _of_run(located: Located) -> Source:
+    from flows.config import load
     from model import weights
     from model.data import tokenizer as tokenizers
-    from tasks.about import About
+    from model.export.about import About as Statement
     from tasks.convert import statement
-    from tasks.runs.paths import read_configuration
     from tasks.runs.record import read_built
 
     if located.tokens is None:
@@ -107,13 +107,14 @@ def _of_run(located: Located) -> Source:
             f"{located.name} is a training's checkpoint: the checkpoint stage makes weights of its last one."
         )
     run = located.tokens.parent
-    if (tokens := read_built(run, "tokenize")) is None:
-        raise KodaError(f"{run} has no finished tokenize stage. `koda run --name {run.name}` goes on with it.")
-    configured = read_configuration(run).get("about", {})
-    about = About.model_validate({name: configured[name] for name in About.model_fields if name in configured})
+    about, tokens = load("", run=run).about, read_built(run, "tokenize")
     taught = read_built(run, "sft") if located.path.parent.name in ("sft", "extend") else None
+    if tokens is None:  # of another version, whose record says less
+        stated = Statement(run.name, about.author, about.license, about.url)
+    else:
+        stated = statement(about, taught, tokens)
     vocabulary = tokenizers.load(str(located.tokens / "tokenizer.json"))
-    return Source(located.path, weights.config(located.path), vocabulary, statement(about, taught, tokens), run)
+    return Source(located.path, weights.config(located.path), vocabulary, stated, run)
 
 
 def settings(formats: list[str], types: list[str]) -> "Convert":

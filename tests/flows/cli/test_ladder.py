@@ -118,3 +118,7 @@ def test_ladder_with_a_law_of_an_earlier_form_is_fitted_again(run: Path) -> None
     write_json(run / "ladder/ladder.json", written | {"law": earlier})
     found = finished_ladder(run).law
     assert found(5e5, 2e6) == pytest.approx(LAW(5e5, 2e6), rel=2e-3)
+    few = {"trainings": written["trainings"][:6]}  # too few for the law of now: it counts as none
+    write_json(run / "ladder/ladder.json", written | few | {"law": earlier})
+    with pytest.raises(KodaError, match="has no finished ladder"):
+        finished_ladder(run)
