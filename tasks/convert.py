@@ -104,7 +104,7 @@ class Convert(Section):
         return ""
 
 
-@stage(version=7)
+@stage(version=8)
 def convert(
     out: Path,
     settings: Convert,

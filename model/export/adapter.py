@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from model.config import LORA_TARGETS
 from model.export.names import MODULES
-from model.files import write_json
+from model.files import atomic_write, write_json
 from model.llama import Llama
 from model.lora import Lora, adapted
 from model.training.job import LoraRecipe
@@ -25,7 +25,8 @@ def write_adapter(folder: Path, model: Llama, recipe: LoraRecipe, base: Path) ->
             prefix = f"base_model.model.model.layers.{number}.{module}"
             tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(np.asarray(linear.lora.a[number]).T)
             tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(np.asarray(linear.lora.b[number]).T)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with atomic_write(folder / "adapter_model.safetensors", "wb") as file:  # safetensors' own files are private
+        file.write(save(tensors, {"format": "pt"}))
     write_json(
         folder / "adapter_config.json",
         {

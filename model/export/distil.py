@@ -34,20 +34,21 @@ RATE = 1.5e-3  # Adam's, of a scale relative to itself
 BIAS = 8.0  # times that, in scales, for a bias: as far as the scale moves a code in the middle
 
 
-def fitted(model: Stored, text: Path | None, bits: int, size: int) -> dict[str, Groups] | None:
-    """Every matrix by its path in the network, those of the layers stacked, in groups of `size` codes of `bits`.
+def fitted(model: Stored, text: Path | None, bits: int, head: int, size: int) -> dict[str, Groups] | None:
+    """Every matrix by its path in the network, those of the layers stacked, in groups of `size` codes of `bits`, and
+    of `head` bits where it is the model's head.
 
     The scales are learned where that is affordable. None where no calibration is: see `calibration.sample`.
     """
     rows_NT = calibration.sample(text, model.config, calibration.TOKENS, ROUNDING, "fitted rounding")
     if rows_NT is None:
         return None
-    groups = rounded(model, rows_NT, bits, size)
+    groups = rounded(model, rows_NT, bits, head, size)
     rows_NT = calibration.sample(text, model.config, STEPS * STEP_TOKENS, LEARNING, "learning of scales")
     return groups if rows_NT is None else learned(model, groups, rows_NT)
 
 
-def rounded(model: Stored, rows_NT: np.ndarray, bits: int, size: int) -> dict[str, Groups]:
+def rounded(model: Stored, rows_NT: np.ndarray, bits: int, head: int, size: int) -> dict[str, Groups]:
     """Every matrix by its path in the network, those of the layers stacked.
 
     Each is rounded for the inputs that it gets from the layers before it, which are rounded already.
@@ -61,7 +62,7 @@ def rounded(model: Stored, rows_NT: np.ndarray, bits: int, size: int) -> dict[st
         for layer in calibration.layers(network):
             _, x_NTD = run(layer, x_NTD)
         moments_DD = products(network.norm(x_NTD), network.norm(x_NTD))
-    groups = {"embedding": fit(table_VD, moments_DD, bits, size)}
+    groups = {"embedding": fit(table_VD, moments_DD, head if network.head is None else bits, size)}
     exact_NTD, actual_NTD = network.embed(tokens_NT), jnp.asarray(groups["embedding"].dense()[rows_NT])
     stacks: dict[str, list[Groups]] = {f"layers/{part}/{name}/kernel": [] for same in ORDER for part, name in same}
     for layer in calibration.layers(network):
@@ -80,7 +81,7 @@ def rounded(model: Stored, rows_NT: np.ndarray, bits: int, size: int) -> dict[st
         exact_NTD, actual_NTD = network.norm(exact_NTD), network.norm(actual_NTD)
         moments_DD, cross_DD = (products(x_NTD, actual_NTD) for x_NTD in (actual_NTD, exact_NTD))
         head_VD = corrected(np.asarray(network.head[...]), moments_DD, cross_DD)
-        groups["head"] = fit(head_VD, moments_DD, bits, size)
+        groups["head"] = fit(head_VD, moments_DD, head, size)
     return groups
 
 

@@ -1,12 +1,16 @@
 """A ladder of three sizes, trained for real by the supervised trainer."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prefect.settings import get_current_settings
 
 from flows.config import load, parsed
 from model.errors import KodaError
@@ -50,28 +54,48 @@ def own_job(run: Path) -> Job:
     return CONFIG.pretrain.job(shape, folder=str(run / "pretrain"), train="", heldout="", end_of_text=0)
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from tasks.runs.record import read_built
+from tests.tasks import test_ladder
+run = Path(sys.argv[1])
+test_ladder.fewer_trainings()
+test_ladder.build(run, read_built(run, "tokenize"))
+"""
+
+
+def fewer_trainings() -> None:
+    rungs.ENDS, ladder.RATES = (1 / 2, 3 / 4, 1), (2.0,)
+
+
 @pytest.fixture(scope="module")
 def built(run: Path, tokens: Built, prefect_server: None) -> Ladder:
-    """Interrupted in the middle of its second size, and gone on with."""
+    """Killed in the middle of its second size, and gone on with."""
+    environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+    first = subprocess.Popen([sys.executable, "-c", KILLED, str(run)], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(run.glob("ladder/2x32-*/metrics.jsonl")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rungs, "ENDS", (1 / 2, 3 / 4, 1))
-        patch.setattr(ladder, "RATES", (2.0,))
+        patch.setattr(rungs, "ENDS", rungs.ENDS)
+        patch.setattr(ladder, "RATES", ladder.RATES)
+        fewer_trainings()
         trainings: list[str] = []
 
-        def interrupted(label: str, job: Job, ends: list[int], settings: object) -> object:
-            trainings.append(job.folder)
-            if len(trainings) == 8:
-                raise KeyboardInterrupt
+        def counted(label: str, job: Job, ends: list[int], settings: object) -> object:
+            trainings.append(Path(job.folder).name)
             return run_training(label, job, ends, settings)  # type: ignore[arg-type]
 
         run_training = ladder.run_training
-        patch.setattr(ladder, "run_training", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            build(run, tokens)
-        before = len(trainings)
+        patch.setattr(ladder, "run_training", counted)
         finished = build(run, tokens)
-        assert len(trainings) == before + 11  # six of each size, and one that was begun again
-        assert build(run, tokens) == finished and len(trainings) == before + 11
+        assert {name.split("-")[0] for name in trainings} == {"2x32", "2x48"}  # the first size was finished
+        count = len(trainings)
+        assert build(run, tokens) == finished and len(trainings) == count
         return finished
 
 

@@ -1,6 +1,6 @@
 """The MLX folders, written by mlx-lm from the Hugging Face folder, and read back.
 
-Letters in names: T time, V vocabulary, O outputs of a matrix, G groups, S weights of a group.
+Letters in names: T time, V vocabulary, O outputs of a matrix, I its inputs, G groups, S weights of a group, B bits.
 """
 
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from model.data import chat
 from model.errors import KodaError
@@ -24,21 +24,36 @@ from model.sampling import Sampling
 from model.stored import Stored
 
 GROUP = 64  # weights that share a scale
+HEAD = 6  # bits of the head beside matrices of 4, as llama.cpp's Q4_K_M has them: rounded to 4, it loses half of it all
 VARIANTS = {"fp16": Variant(16), "8bit": Variant(8, GROUP), "4bit": Variant(4, GROUP)}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def write(folder: Path, hf_folder: Path, label: str, fitted: dict[str, Groups] | None = None) -> None:
-    """Write one MLX folder (one of VARIANTS): fp16, or quantised in groups of 64.
+    """Write one MLX folder (one of VARIANTS): fp16, or quantised in groups of 64, of 4 bits with a head of 6.
 
     `fitted`: the groups of the matrices, by their paths in the network; None: as mlx-lm rounds them.
     """
     import mlx_lm  # here, because it imports transformers, which takes seconds
 
-    bits = VARIANTS[label].bits
+    bits, config = VARIANTS[label].bits, hf_folder / "config.json"
+    tied = read_field(read_object(config), "tie_word_embeddings", bool, config, False)
+    head = "model.embed_tokens" if tied else "lm_head"
+
+    def precision(module: str, layer: Any) -> bool | dict[str, int]:
+        return {"group_size": GROUP, "bits": HEAD} if bits < HEAD and module == head else True
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    mlx_lm.convert(str(hf_folder), str(folder), quantize=bits < 16, q_bits=bits, q_group_size=GROUP, dtype="float16")
+    mlx_lm.convert(
+        str(hf_folder),
+        str(folder),
+        quantize=bits < 16,
+        q_bits=bits,
+        q_group_size=GROUP,
+        dtype="float16",
+        quant_predicate=precision,
+    )
     (folder / "README.md").unlink(missing_ok=True)  # mlx-lm's, which calls every model English
     for name in TOKENIZER_FILES:  # mlx-lm writes its own, which transformers 4 refuses
         shutil.copyfile(hf_folder / name, folder / name)
@@ -61,19 +76,21 @@ def _replace(folder: Path, fitted: dict[str, Groups]) -> None:
     for path in tensors.files(folder):
         parts = load_file(path)
         for module in [name.removesuffix(".scales") for name in parts if name.endswith(".scales")]:
-            groups = fitted.pop(module)
-            parts[f"{module}.weight"] = packed(groups.codes)
+            groups, old = fitted.pop(module), parts[f"{module}.weight"]
+            parts[f"{module}.weight"] = new = packed(groups.codes, 32 * old.shape[1] // groups.codes[0].size)
+            assert new.shape == old.shape
             parts[f"{module}.scales"] = groups.scales.astype(np.float16)
             parts[f"{module}.biases"] = groups.biases.astype(np.float16)
         with atomic_write(path, "wb") as beside:
-            save_file(parts, beside.name, {"format": "mlx"})
+            beside.write(save(parts, {"format": "mlx"}))
     assert not fitted, f"not in {folder}: {', '.join(fitted)}"
 
 
-def packed(codes_OGS: np.ndarray) -> np.ndarray:
-    """Codes of 4 bits as MLX stores them: eight in a uint32, the first in its lowest bits; `[outputs, inputs / 8]`."""
-    eights = codes_OGS.reshape(len(codes_OGS), -1, 8).astype(np.uint32) << np.arange(0, 32, 4, dtype=np.uint32)
-    return np.bitwise_or.reduce(eights, axis=-1)
+def packed(codes_OGS: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of so many bits as MLX stores them: one after the other, each and all from the lowest bit on, in numbers of
+    32 bits; `[outputs, inputs · bits / 32]`."""
+    bits_OIB = np.unpackbits(codes_OGS.reshape(len(codes_OGS), -1, 1), axis=-1, count=bits, bitorder="little")
+    return np.packbits(bits_OIB.reshape(len(codes_OGS), -1), axis=-1, bitorder="little").view("<u4")
 
 
 def read(folder: Path) -> Stored:
@@ -204,7 +221,7 @@ LM Studio on a Mac opens the same folder."""
 
         for label in variants:
             bits = self.variants[label].bits
-            fitted = distil.fitted(source.model, source.text, bits, GROUP) if bits == 4 else None
+            fitted = distil.fitted(source.model, source.text, bits, HEAD, GROUP) if bits == 4 else None
             write(out / self.name / label, out / "hf", label, fitted)
             yield Export(f"{self.name}/{label}", self.name, self.variants[label].bits)
 

@@ -18,6 +18,7 @@ from model.export import calibration, distil, tensors
 from model.export.convert import write
 from model.export.formats import hf, mlx
 from model.export.gptq import Groups
+from model.files import read_json
 from model.llama import Llama
 from model.stored import Stored
 from tests.conftest import SHAPE
@@ -100,7 +101,7 @@ def test_each_part_of_the_fit_helps(trained: Path, divergence: Callable[[Stored]
     rows = calibration.sample(trained / "train", model.config, calibration.TOKENS, 2, "")
     more = calibration.sample(trained / "train", model.config, distil.STEPS * distil.STEP_TOKENS, 2, "")
     assert rows is not None and more is not None
-    rounded = distil.rounded(model, rows, 4, 64)
+    rounded = distil.rounded(model, rows, 4, 6, 64)
     learned = distil.learned(model, rounded, more)
     assert divergence(with_groups(model, learned)) < 0.9 * divergence(with_groups(model, rounded))
     for name, groups in learned.items():
@@ -109,14 +110,36 @@ def test_each_part_of_the_fit_helps(trained: Path, divergence: Callable[[Stored]
         )
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_codes_are_packed_as_mlx_unpacks_them(bits: int) -> None:
+    import mlx.core as mx
+
+    codes_OGS = np.random.default_rng(0).integers(0, 2**bits, (5, 3, 64), np.uint8)
+    ones_OG = mx.ones((5, 3))
+    codes_OI = mx.dequantize(mx.array(mlx.packed(codes_OGS, bits)), ones_OG, 0 * ones_OG, group_size=64, bits=bits)
+    assert np.array_equal(np.array(codes_OI).reshape(5, 3, 64), codes_OGS)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_keeps_six_bits(tokenizer_file: Path, tmp_path: Path, tied: bool) -> None:
+    """As in llama.cpp's Q4_K_M; the embedding alone has four, as the other matrices."""
+    network = Llama(replace(SHAPE, vocab_size=512, tie_word_embeddings=tied), rngs=nnx.Rngs(0))
+    weights.save(tmp_path / "weights", network)
+    hf.write(tmp_path / "hf", weights.read(tmp_path / "weights"), tokenizers.load(str(tokenizer_file)), "auto")
+    mlx.write(tmp_path / "4bit", tmp_path / "hf", "4bit")
+    config = read_json(tmp_path / "4bit/config.json")["quantization"]
+    own = {name: layer["bits"] for name, layer in config.items() if isinstance(layer, dict)}
+    assert config["bits"] == 4 and own == {"model.embed_tokens" if tied else "lm_head": 6}
+
+
 def test_head_of_its_own_is_fitted_too(saved_model: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     """A model whose embedding and head are two matrices: both are in the groups, and in the folder."""
     model = weights.read(saved_model / "weights")
-    groups = distil.fitted(model, saved_model / "heldout", 4, 64)
+    groups = distil.fitted(model, saved_model / "heldout", 4, 6, 64)
     assert groups is not None and {"embedding", "head"} <= groups.keys()
     hf.write(tmp_path / "hf", model, tokenizers.load(str(tokenizer_file)), "auto")
     mlx.write(tmp_path / "4bit", tmp_path / "hf", "4bit", groups)
     stored, expected = (arrays.flatten(of.params) for of in (mlx.read(tmp_path / "4bit"), with_groups(model, groups)))
-    for name in groups:  # but for float16 scales and biases: 11 bits of at most 15 scales
-        step = float(np.abs(groups[name].scales).max())
-        np.testing.assert_allclose(stored[name], expected[name], atol=15 * step * 2**-11 * 2)
+    for name in groups:  # but for float16 scales and biases: 11 bits of at most as many scales as there are codes
+        widest = float(np.abs(groups[name].scales).max() * groups[name].codes.max())
+        np.testing.assert_allclose(stored[name], expected[name], atol=widest * 2**-11 * 2)
