@@ -1,7 +1,8 @@
 """What a tracker beside a training costs it, also one whose server accepts connections and never replies.
 
 Trainings of one job take turns, without a tracker and with each. Seconds are those of the training's process from its
-start to its end; then a tracker may take a while for the rest, which the table has too.
+start to its end, in which a tracker's own start is; the steps' are those of its second half. Then a tracker may take a
+while for the rest, which the table has too.
 """
 
 import contextlib
@@ -14,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from alternate import ended, peer
 from table import Spread, open_run, options, parse, show
@@ -22,6 +25,7 @@ from table import Spread, open_run, options, parse, show
 from flows.config import load
 from model.exit_codes import DONE
 from model.training.job import Job
+from model.training.records import read_metrics
 from tasks import tracking
 from tasks.pretrain import pretraining
 from tasks.runs.record import read_built
@@ -50,25 +54,32 @@ def main() -> None:
         job = replace(job, recipe=recipe, cache=f"{folder}/cache")
         with peer("the first training"):
             train(job, ())
-        trained: dict[str, list[float]] = {name: [] for name in PEERS}
-        waited: dict[str, list[float]] = {name: [] for name in PEERS}
+        measured: dict[str, list[Seconds]] = {name: [] for name in PEERS}
         for number in range(arguments.rounds):
             names = [*PEERS]
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 with peer(name):
-                    seconds = train(job, PEERS[name])
-                trained[name].append(seconds[0])
-                waited[name].append(seconds[1])
+                    measured[name].append(train(job, PEERS[name]))
     rows = []
-    for name, values in trained.items():
-        ratio = Spread.of([a / b for a, b in zip(values, trained[ALONE], strict=True)])
-        rows.append([name, Spread.of(values), "" if name == ALONE else ratio, Spread.of(waited[name])])
+    for name, values in measured.items():
+        columns: list[Spread | str] = []
+        for take in (attrgetter("training"), attrgetter("half")):
+            ratio = Spread.of([take(a) / take(b) for a, b in zip(values, measured[ALONE], strict=True)])
+            columns += [Spread.of([take(each) for each in values]), "" if name == ALONE else ratio]
+        rows.append([name, *columns, Spread.of([each.after for each in values])])
     title = f"a training of {arguments.preset}, {arguments.steps} steps, beside a tracker, {arguments.rounds} rounds"
-    show(title, ["", "seconds", "ratio", "then, s"], rows, arguments.json)
+    show(title, ["", "seconds", "ratio", "second half, s", "ratio", "then, s"], rows, arguments.json)
 
 
-def train(job: Job, trackers: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds of a training, and seconds that its trackers then took."""
+class Seconds(NamedTuple):
+    """Of a training's process, of the second half of its steps, and those that its trackers then took."""
+
+    training: float
+    half: float
+    after: float
+
+
+def train(job: Job, trackers: tuple[str, ...]) -> Seconds:
     folder = Path(job.folder)
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -82,7 +93,8 @@ def train(job: Job, trackers: tuple[str, ...]) -> tuple[float, float]:
         trained = time.perf_counter()
         if code != DONE:
             raise RuntimeError(ended(code, log))
-    return trained - began, round(time.perf_counter() - trained, 1)
+    after, lines = time.perf_counter() - trained, read_metrics(folder).training
+    return Seconds(trained - began, lines[-1].time - lines[len(lines) // 2].time, round(after, 1))
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def write(folder: Path, hf_folder: Path, label: str, fitted: dict[str, Groups] |
     tied = read_field(read_object(config), "tie_word_embeddings", bool, config, False)
     head = "model.embed_tokens" if tied else "lm_head"
 
-    def precision(module: str, layer: Any) -> bool | dict[str, int]:
+    def precision(module: str, *_: Any) -> bool | dict[str, int]:
         return {"group_size": GROUP, "bits": HEAD} if bits < HEAD and module == head else True
 
     shutil.rmtree(folder, ignore_errors=True)
