@@ -34,6 +34,21 @@ class Cache(NamedTuple):
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
+class Dropout(NamedTuple):
+    """Leave out a share of what is added to the stream, in training alone (Srivastava et al. 2014)."""
+
+    rate: float
+    key: jax.Array
+
+    def of(self, number: jax.Array | int) -> "Dropout":
+        """The same for one of several places, which draws for itself."""
+        return Dropout(self.rate, jax.random.fold_in(self.key, number))
+
+    def __call__(self, y_BTD: jax.Array) -> jax.Array:
+        kept_BTD = jax.random.bernoulli(self.key, 1 - self.rate, y_BTD.shape)
+        return jnp.where(kept_BTD, y_BTD / (1 - self.rate), 0)
+
+
 class Linear(nnx.Module):
     """x · W, plus a bias, and LoRA's low-rank update where one was added (model/lora.py)."""
 
@@ -128,9 +143,13 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, std, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, angles_BTP: jax.Array, segments: Segments | None) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_BTP, segments)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+    def __call__(
+        self, x_BTD: jax.Array, angles_BTP: jax.Array, segments: Segments | None, dropout: Dropout | None = None
+    ) -> jax.Array:
+        y_BTD = self.attention(self.attention_norm(x_BTD), angles_BTP, segments)
+        x_BTD = x_BTD + (y_BTD if dropout is None else dropout.of(0)(y_BTD))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + (y_BTD if dropout is None else dropout.of(1)(y_BTD))
 
     def decode(
         self, x_BTD: jax.Array, angles_BTP: jax.Array, cache: tuple[jax.Array, jax.Array], start: jax.Array
@@ -170,7 +189,11 @@ class Llama(nnx.Module):
         return self.embedding[...][tokens_BT].astype(self.compute.dtype)
 
     def hidden(
-        self, x_BTD: jax.Array, segments: Segments | None = None, positions_BT: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        segments: Segments | None = None,
+        positions_BT: jax.Array | None = None,
+        dropout: Dropout | None = None,
     ) -> jax.Array:
         """Embeddings → the head's input, both `[batch, time, d_model]`.
 
@@ -180,12 +203,16 @@ class Llama(nnx.Module):
         angles_BTP = self.angles(jnp.arange(x_BTD.shape[1])[None] if positions_BT is None else positions_BT)
         graph, stacked_L = nnx.split(self.layers)
 
-        def block(x_BTD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, layer)(shard_rows(x_BTD), angles_BTP, segments), None
+        numbers_L = None if dropout is None else jnp.arange(self.config.num_hidden_layers)
+
+        def block(x_BTD: jax.Array, layer: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, None]:
+            state, number = layer
+            own = None if dropout is None or number is None else dropout.of(number)
+            return nnx.merge(graph, state)(shard_rows(x_BTD), angles_BTP, segments, own), None
 
         if self.compute.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[self.compute.remat])
-        x_BTD, _ = jax.lax.scan(block, x_BTD, stacked_L, unroll=not self.compute.scan)
+        x_BTD, _ = jax.lax.scan(block, x_BTD, (stacked_L, numbers_L), unroll=not self.compute.scan)
         return shard_rows(self.norm(x_BTD))
 
     def angles(self, positions_BT: jax.Array) -> jax.Array:

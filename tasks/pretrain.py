@@ -11,11 +11,14 @@ from model.config import LlamaConfig
 from model.figures import CorpusFigures, PretrainFigures
 from model.training.job import Job
 from tasks.forecast import expect, finished_ladder
+from tasks.progress import log_line
 from tasks.runs.paths import existing
 from tasks.runs.record import Built
-from tasks.section import OPERATIONAL, Section
+from tasks.section import ADDED, OPERATIONAL, Section
 from tasks.stage import retried_call, stage
 from tasks.training import TrainSection, run_training
+
+OFTEN = 6.0  # times that a text is read, above which dropout was measured to help (docs/text.md)
 
 
 class Model(Section):
@@ -79,6 +82,8 @@ class Pretrain(TrainSection):
     own, where it has one."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of log²Z in the loss, which keeps logits small in long bfloat16 runs (1e-4 is usual)."""
+    dropout: Annotated[float, Field(ge=0, lt=1, json_schema_extra=ADDED)] = 0.0
+    """Share of what the layers add to the stream that is left out in training, at random."""
 
     def check(self) -> None:
         if self.ladder:
@@ -105,6 +110,14 @@ def pretraining(settings: Pretrain, model: Model, tokens: Built[CorpusFigures], 
     )
 
 
+def advice(job: Job, train_tokens: int) -> str:
+    """What would help a training that reads its text so often; empty where nothing is known to."""
+    times = job.tokens / train_tokens
+    if times <= OFTEN or job.recipe.dropout:
+        return ""
+    return f"the text is read {times:.0f} times: pretrain.dropout = 0.1 would help (docs/text.md)"
+
+
 @stage(version=3, resumes=True)
 def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFigures]) -> PretrainFigures:
     """Token shards → checkpoints/, metrics.jsonl and events.jsonl; one task run for each segment. Where the run begins
@@ -120,5 +133,7 @@ def pretrain(out: Path, settings: Pretrain, model: Model, tokens: Built[CorpusFi
         )
     job = pretraining(settings, model, tokens, out)
     expect(out, job, settings.ladder, tokens.key)
+    if advised := advice(job, tokens.figures.train_tokens):
+        log_line(f"pretrain   {advised}")
     trained = run_training("pretrain", job, segment_ends(settings.steps, settings.segments), settings)
     return PretrainFigures(parameters=job.model.parameters, **asdict(trained))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # it is above this module
 
 # A setting that changes how a stage goes about its work and not what it makes: it is left out of the stage's key.
 OPERATIONAL: dict[str, Any] = {"operational": True}
+# A setting that came later: at its default a stage makes what it made without it, and its key is what it was.
+ADDED: dict[str, Any] = {"added": True}
 
 
 def one_of(names: Iterable[str]) -> Any:
@@ -54,9 +56,10 @@ class Section(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what the stage makes."""
-        operational = {
+        left_out = {
             name
             for name, field in type(self).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
+            if isinstance(extra := field.json_schema_extra, dict)
+            and (extra.get("operational") or (extra.get("added") and getattr(self, name) == field.default))
         }
-        return {**self.model_dump(mode="json", exclude=operational), "reads": self.fingerprint()}
+        return {**self.model_dump(mode="json", exclude=left_out), "reads": self.fingerprint()}

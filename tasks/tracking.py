@@ -24,7 +24,7 @@ from tasks.trackers.mirror import kept_in
 
 LAST = 30.0  # seconds that a tracker has, after the end of a training, for what it did not get yet
 SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a mirror that failed is started again
-NICENESS = 10  # of a mirror, while the training lasts
+NICENESS = 19  # of a mirror, while the training lasts: what a processor has left over
 
 
 @contextlib.contextmanager

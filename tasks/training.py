@@ -146,7 +146,7 @@ class TrainSection(Section):
         return Compute(dtype=self.dtype, remat=self.remat, scan=self.scan)
 
     def recipe(self) -> Recipe:
-        known = {"z_loss": 0.0, "isolate_documents": False, "snapshots": 0, **self.model_dump()}
+        known = {"z_loss": 0.0, "dropout": 0.0, "isolate_documents": False, "snapshots": 0, **self.model_dump()}
         return Recipe(**{name: known[name] for name in Recipe.__dataclass_fields__})
 
     def job(

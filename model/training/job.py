@@ -22,6 +22,7 @@ class Recipe:
     weight_decay: float
     clip_norm: float
     z_loss: float
+    dropout: float = 0.0
     seed: int
     isolate_documents: bool
     gradient_accumulation_steps: int

@@ -28,7 +28,8 @@ class Program:
         self.optimizer = optimizers.build(recipe, job.model.hidden_size, job.compute.dtype)
         self.graph, self.abstract = nnx.split(nnx.eval_shape(partial(network, job)))
         self.shapes: State = jax.eval_shape(self.first_state)
-        self.step = make_step(self.rebuild, self.optimizer, recipe.z_loss, recipe.gradient_accumulation_steps)
+        parts = recipe.gradient_accumulation_steps
+        self.step = make_step(self.rebuild, self.optimizer, recipe.z_loss, parts, recipe.dropout, recipe.seed)
 
     def first_state(self) -> State:
         """What a training of this job changes, at step 0."""

@@ -18,7 +18,7 @@ from model.attention import Segments, attend
 from model.config import Compute, LlamaConfig
 from model.export.hf_config import to_hf_config
 from model.export.names import from_hf, to_hf
-from model.llama import Cache, Llama
+from model.llama import Cache, Dropout, Llama
 
 
 def in_transformers(model: Llama) -> LlamaForCausalLM:
@@ -161,3 +161,23 @@ def test_qk_norm_bounds_the_scores(shape: LlamaConfig, tokens: jax.Array) -> Non
             np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), shape.head_dim**0.5, rtol=1e-3)
     changed = model(tokens.at[:, 40].add(1))
     np.testing.assert_array_equal(changed[:, :40], model(tokens)[:, :40])
+
+
+def test_dropout_keeps_the_mean_and_each_place_draws_for_itself() -> None:
+    """Of 2^20 ones: what is kept is scaled up, and its mean is within 5 standard errors, √(p / (1 - p)) / 2^10."""
+    ones, dropout = jnp.ones((16, 256, 256)), Dropout(0.2, jax.random.key(0))
+    first, second = dropout.of(0)(ones), dropout.of(1)(ones)
+    assert set(np.unique(first)) == {0.0, np.float32(1.25)}
+    assert abs(float(first.mean()) - 1) < 5 * (0.2 / 0.8) ** 0.5 / 2**10
+    both = float(((first > 0) & (second > 0)).mean())
+    assert abs(both - 0.8**2) < 5 * (0.64 * 0.36) ** 0.5 / 2**10
+
+
+def test_each_layer_and_both_its_parts_drop_something(model: Llama, tokens: jax.Array) -> None:
+    """With all of it dropped, what comes out of the layers is what went in."""
+    x_BTD = model.embed(tokens)
+    dropped = model.hidden(x_BTD, dropout=Dropout(1 - 1e-7, jax.random.key(0)))
+    np.testing.assert_array_equal(dropped, model.norm(x_BTD))
+    half = [model.hidden(x_BTD, dropout=Dropout(0.5, jax.random.key(seed))) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(half[0], half[1])
+    assert float(jnp.abs(half[0] - half[2]).max()) > 0.1

@@ -10,7 +10,7 @@ from model.errors import KodaError
 from model.training import optimizer as optimizers
 from model.training.job import Job, Recipe
 from tasks.extend import Extend
-from tasks.pretrain import Pretrain
+from tasks.pretrain import Model, Pretrain, advice
 from tasks.sft import Sft
 from tasks.training import TrainSection
 from tests.model.training.test_optimizer import RECIPE
@@ -61,7 +61,7 @@ def test_every_field_of_a_recipe_is_a_setting_and_all_other_settings_belong_else
 def test_recipe_has_the_values_of_the_settings() -> None:
     """Each set to a value that is not its default."""
     changed: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine"}
-    changed |= {"decay_fraction": 0.123, "save_share": 0.01, "disk_share": 0.25, "processes": 1}
+    changed |= {"decay_fraction": 0.123, "save_share": 0.01, "disk_share": 0.25, "processes": 1, "dropout": 0.1}
     for name, field in Pretrain.model_fields.items():
         if isinstance(field.default, bool):
             changed[name] = not field.default
@@ -69,6 +69,15 @@ def test_recipe_has_the_values_of_the_settings() -> None:
             changed[name] = field.default + 1
     recipe = Pretrain(**changed).recipe()
     assert all(getattr(recipe, name) == changed[name] != Pretrain.model_fields[name].default for name in names(Recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "dropout", "advised"), [(100_000, 0.0, True), (100_000, 0.1, False), (300_000, 0.0, False)]
+)
+def test_dropout_is_advised_where_a_text_is_read_often(text: int, dropout: float, advised: bool) -> None:
+    settings = Pretrain(steps=1000, batch_size=8, dropout=dropout)  # in rows of 128: a million tokens
+    job = settings.job(Model().llama(512), folder="", train="", heldout="", end_of_text=0)
+    assert ("read 10 times: pretrain.dropout" in advice(job, text)) == advised
 
 
 @pytest.mark.parametrize("processes", [0, 2])
@@ -80,9 +89,9 @@ def test_replays_of_several_processes_are_refused(processes: int) -> None:
 
 @pytest.mark.parametrize("section", [Sft, Extend])
 def test_shorter_trainings_lack_what_is_for_pretraining_alone(section: type[TrainSection]) -> None:
-    assert names(Recipe) - section.model_fields.keys() == {"z_loss", "isolate_documents", "snapshots"}
+    assert names(Recipe) - section.model_fields.keys() == {"z_loss", "dropout", "isolate_documents", "snapshots"}
     recipe = section(steps=1).recipe()
-    assert recipe.z_loss == recipe.snapshots == 0 and recipe.isolate_documents is False
+    assert recipe.z_loss == recipe.dropout == recipe.snapshots == 0 and recipe.isolate_documents is False
     assert (recipe.steps, recipe.learning_rate) == (1, section().learning_rate)
 
 

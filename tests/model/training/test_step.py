@@ -32,13 +32,15 @@ def batch() -> Batch:
     return Batch(rows[:, :-1], rows[:, 1:], weight.astype(np.float32), None)
 
 
-def first_step(shape: LlamaConfig, parts: int) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], State]:
+def first_step(
+    shape: LlamaConfig, parts: int, dropout: float = 0.0, seed: int = 0
+) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], State]:
     """A compiled step, and a state of random weights. The step donates its state, which cannot be read afterwards."""
     model = Llama(shape, rngs=nnx.Rngs(0))
     graph, abstract = nnx.split(model)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     optimizer = optimizers.build(replace(RECIPE, warmup_steps=0), shape.hidden_size, "float32")
-    step = make_step(lambda p, f: weights.build(graph, abstract, f, p), optimizer, 1e-3, parts)
+    step = make_step(lambda p, f: weights.build(graph, abstract, f, p), optimizer, 1e-3, parts, dropout, seed)
     return lambda state, batch: step(state, {}, batch), State(jnp.int32(0), params, optimizer.init(params))
 
 
@@ -85,3 +87,14 @@ def test_one_part_that_is_not_finite_leaves_the_state_unchanged(shape: LlamaConf
     after, metrics = step(state, batch._replace(weights_BT=weight))
     assert not metrics["finite"] and int(after.step) == 2
     jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+
+
+def test_dropout_draws_by_seed_and_step_alone(shape: LlamaConfig, batch: Batch) -> None:
+    """So a resumed training draws what it would have drawn; and the loss without it is another."""
+
+    def drawn(at: int, dropout: float = 0.5, seed: int = 0) -> float:
+        step, state = first_step(shape, 1, dropout, seed)
+        return float(step(state._replace(step=jnp.int32(at)), batch)[1]["loss"])
+
+    assert drawn(3) == drawn(3)
+    assert len({drawn(3), drawn(4), drawn(3, seed=1), drawn(3, dropout=0.0)}) == 4

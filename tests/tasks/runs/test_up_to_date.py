@@ -9,7 +9,7 @@ from model.figures import CheckpointFigures, PretrainFigures
 from model.files import read_json, write_json
 from tasks.runs.record import RECORD, Built, changed_outputs, read_built
 from tasks.runs.up_to_date import replaced_input, stage_key, up_to_date
-from tasks.section import OPERATIONAL, Section
+from tasks.section import ADDED, OPERATIONAL, Section
 
 BASE = Built("pretrain", Path("x"), "k1", PretrainFigures(parameters=1), "2026-01-01T00:00:00Z")
 
@@ -19,6 +19,11 @@ class Settings(Section):
     """Decides the result."""
     workers: int = Field(1, json_schema_extra=OPERATIONAL)
     """Decides how long it takes."""
+
+
+class Later(Settings):
+    depth: int = Field(0, json_schema_extra=ADDED)
+    """Decides the result too; there was none before."""
 
 
 def recorded(
@@ -55,6 +60,12 @@ def test_key_follows_settings_version_and_inputs() -> None:
 def test_key_is_the_same_whatever_decides_no_result() -> None:
     elsewhere = replace(BASE, folder=Path("y"), figures=PretrainFigures(parameters=2), finished="2026-01-03T00:00:00Z")
     assert stage_key("sft", 1, (Settings(), BASE)) == stage_key("sft", 1, (Settings(workers=9), elsewhere))
+
+
+def test_setting_that_came_later_changes_no_key_until_it_is_set() -> None:
+    """A new version of Koda must not make a result of the last one stale."""
+    keys = [stage_key("sft", 1, (settings, BASE)) for settings in (Settings(), Later(), Later(depth=1))]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_stage_is_up_to_date_under_its_own_key_only(tmp_path: Path) -> None:
