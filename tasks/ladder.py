@@ -16,7 +16,7 @@ from model.training.records import CHECKPOINTS, newest_step
 from tasks.devices import platforms
 from tasks.evaluate import Evaluate
 from tasks.forecast import LADDER, RESULT
-from tasks.pretrain import Model, Pretrain, pretraining
+from tasks.pretrain import READINGS, Model, Pretrain, pretraining
 from tasks.progress import log_line
 from tasks.runs.record import Built
 from tasks.runs.up_to_date import stage_key
@@ -28,7 +28,6 @@ from tasks.typed import typed
 PLAN, KEY = "plan.json", "key.json"  # in the ladder's folder
 SHARES = [SHARE * 2 ** (step / 2) for step in range(-10, 7)]  # of the target's compute, that a budget chooses from
 START = 10.0  # seconds of a process before it trains, where a budget is divided up
-EPOCHS = 4.0  # times that text is read before repeating it is worth clearly less (arXiv:2305.16264)
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,10 @@ def _check_text(ladder: list[Rung], base: Job, tokens: Built) -> None:
     """Raise KodaError where a training would read the text too often for a law of new text."""
     available = len(Shards(tokens / "train"))
     epochs = max(rung.steps[-1] for rung in ladder) * base.tokens_per_step / available
-    if epochs > EPOCHS:
+    if epochs > READINGS:
         raise KodaError(
             f"the longest training of the ladder reads the {available:,} tokens {epochs:.1f} times: its law would be "
-            f"about text that is repeated. {EPOCHS:g} times are all right; use more text, or fewer pretrain.steps."
+            f"about text that is repeated. {READINGS} times are all right; use more text, or fewer pretrain.steps."
         )
     if epochs > 1:
         log_line(f"ladder     the longest training reads the text {epochs:.1f} times")
