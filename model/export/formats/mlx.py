@@ -24,7 +24,7 @@ from model.sampling import Sampling
 from model.stored import Stored
 
 GROUP = 64  # weights that share a scale
-HEAD = 6  # bits of the head beside matrices of 4, as llama.cpp's Q4_K_M has them: rounded to 4, it loses half of it all
+HEAD = 6  # bits of the head beside 4, as in llama.cpp's Q4_K_M: half of what a small model loses is lost there
 VARIANTS = {"fp16": Variant(16), "8bit": Variant(8, GROUP), "4bit": Variant(4, GROUP)}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
