@@ -92,9 +92,11 @@ def test_one_part_that_is_not_finite_leaves_the_state_unchanged(shape: LlamaConf
 def test_dropout_draws_by_seed_and_step_alone(shape: LlamaConfig, batch: Batch) -> None:
     """So a resumed training draws what it would have drawn; and the loss without it is another."""
 
-    def drawn(at: int, dropout: float = 0.5, seed: int = 0) -> float:
+    def drawn(dropout: float, seed: int, steps: list[int]) -> list[float]:
         step, state = first_step(shape, 1, dropout, seed)
-        return float(step(state._replace(step=jnp.int32(at)), batch)[1]["loss"])
+        before = copy(state)
+        return [float(step(copy(before)._replace(step=jnp.int32(at)), batch)[1]["loss"]) for at in steps]
 
-    assert drawn(3) == drawn(3)
-    assert len({drawn(3), drawn(4), drawn(3, seed=1), drawn(3, dropout=0.0)}) == 4
+    third, again, fourth = drawn(0.5, 0, [3, 3, 4])
+    assert third == again
+    assert len({third, fourth, *drawn(0.5, 1, [3]), *drawn(0.0, 0, [3])}) == 4
