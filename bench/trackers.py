@@ -42,7 +42,7 @@ def main() -> None:
     parser = options(__doc__, rounds=5, run="its text is trained on")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=400)
-    arguments = parse(parser, run="", rounds=1, steps=20)
+    arguments = parse(parser, run="", rounds=1, steps=40)
     if arguments.smoke:
         tracking.LAST = 2.0
     config = load(arguments.preset)
