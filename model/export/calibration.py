@@ -17,7 +17,7 @@ from model.attention import attend
 from model.config import LlamaConfig
 from model.data.shards import Shards
 from model.export.formats.format import LEFT_OUT
-from model.export.names import MODULES
+from model.export.names import MODULES, head_module
 from model.llama import Block, Llama
 from model.stored import Stored
 
@@ -65,8 +65,7 @@ def importance(model: Stored, text: Path | None) -> dict[str, np.ndarray] | None
         inputs, x_NTD = run(layer, x_NTD)
         for matrix, module in MODULES.items():
             measured[f"model.layers.{number}.{module}.weight"] = mean_square(inputs[matrix])
-    head = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-    measured[head] = mean_square(network.norm(x_NTD))
+    measured[f"{head_module(model.config.tie_word_embeddings)}.weight"] = mean_square(network.norm(x_NTD))
     return measured
 
 

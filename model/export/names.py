@@ -13,6 +13,11 @@ NORMS = {("attention_norm",): "input_layernorm", ("mlp_norm",): "post_attention_
 MODULES = {path: f"{'self_attn' if path[0] == 'attention' else 'mlp'}.{name}" for name, path in LORA_TARGETS.items()}
 
 
+def head_module(tied: bool) -> str:
+    """The module whose weight is the head: its own, or the embedding's."""
+    return "model.embed_tokens" if tied else "lm_head"
+
+
 def to_hf(params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor as transformers stores it, one at a time: matrices as `[outputs, inputs]`.
 

@@ -30,10 +30,10 @@ def test_all_eight_stages_are_built(project: Path, finished_run: Path) -> None:
     assert len(figures["evaluate"]["tasks"]) == 8
 
 
-def test_no_file_of_a_run_is_more_private_than_the_umask_has_it(finished_run: Path) -> None:
+def test_no_file_of_a_run_is_more_private_than_the_umask_has_it(finished_run: Path, tmp_path: Path) -> None:
     """Others on the machine read the exports, and a server that runs as another user serves them."""
-    (finished_run / "mine").touch()
-    usual = (finished_run / "mine").stat().st_mode
+    (tmp_path / "mine").touch()
+    usual = (tmp_path / "mine").stat().st_mode
     files = [path for path in finished_run.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert {"adapter_model.safetensors", "model.safetensors"} <= {path.name for path in files}
     assert [str(path) for path in files if path.stat().st_mode & usual != usual] == []

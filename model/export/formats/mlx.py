@@ -17,7 +17,7 @@ from model.export import tensors
 from model.export.formats.format import Export, Format, Source, Variant
 from model.export.gptq import Groups
 from model.export.hf_config import from_hf_config
-from model.export.names import MODULES, check_tensors, drop_tied_head, from_hf
+from model.export.names import MODULES, check_tensors, drop_tied_head, from_hf, head_module
 from model.export.runtime import Probe, Prompt, TextStream, TokenStream, Writer, template_errors, text_stream
 from model.files import atomic_write, read_field, read_object
 from model.sampling import Sampling
@@ -37,8 +37,7 @@ def write(folder: Path, hf_folder: Path, label: str, fitted: dict[str, Groups] |
     import mlx_lm  # here, because it imports transformers, which takes seconds
 
     bits, config = VARIANTS[label].bits, hf_folder / "config.json"
-    tied = read_field(read_object(config), "tie_word_embeddings", bool, config, False)
-    head = "model.embed_tokens" if tied else "lm_head"
+    head = head_module(read_field(read_object(config), "tie_word_embeddings", bool, config, False))
 
     def precision(module: str, *_: Any) -> bool | dict[str, int]:
         return {"group_size": GROUP, "bits": HEAD} if bits < HEAD and module == head else True
