@@ -9,11 +9,13 @@ import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
 EVERY = 10.0  # seconds between two looks; the worker, if it listens, has ended the run before the second
+PATIENCE = 10.0  # seconds that a run which is ending waits for a server that is busy; after 30 the worker kills it
 
 
 def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +35,7 @@ def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return function(*arguments, **named)
             except TerminationSignal:
-                if _to_be_cancelled(number):
+                if _to_be_cancelled(number, PATIENCE):
                     return Cancelled(message="It saved, and ended.")
                 raise
 
@@ -44,14 +46,16 @@ def cancellable(function: Callable[..., Any]) -> Callable[..., Any]:
 def _watched(number: str | None) -> Iterator[None]:
     """While the block lasts, look whether the run is to be cancelled; if it still is at the next look, SIGTERM.
 
-    It sends none where one came from elsewhere: that would interrupt the save.
+    Only the first SIGTERM ends the run, wherever it comes from, and the others are ignored until its process is gone:
+    one from the worker and one because the worker died would interrupt the save, or what tells the server how it ended.
     """
     done = threading.Event()
     previous: Any = signal.getsignal(signal.SIGTERM)
 
     def on_sigterm(*arguments: Any) -> None:
-        done.set()
-        previous(*arguments)
+        if not done.is_set():
+            done.set()
+            previous(*arguments)
 
     def watch() -> None:
         looks = 0
@@ -66,20 +70,25 @@ def _watched(number: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
-        signal.signal(signal.SIGTERM, previous)
+        if not done.is_set():
+            done.set()
+            signal.signal(signal.SIGTERM, previous)
 
 
-def _to_be_cancelled(number: str | None) -> bool:
-    """The state that the server has now; no answer counts as no."""
+def _to_be_cancelled(number: str | None, patience: float = 0.0) -> bool:
+    """The state that the server has now; no answer within so many seconds counts as no."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with (
-        contextlib.suppress(Exception),
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(sync_client=True, httpx_settings={"timeout": 5.0}) as client,
-    ):
-        state = client.read_flow_run(UUID(str(number))).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-    return False
+    deadline = time.monotonic() + patience
+    while True:
+        with (
+            contextlib.suppress(Exception),
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": 5.0}) as client,
+        ):
+            state = client.read_flow_run(UUID(str(number))).state
+            return state is not None and (state.is_cancelling() or state.is_cancelled())
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)

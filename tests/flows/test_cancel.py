@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
@@ -70,6 +72,30 @@ def test_sigterm_before_the_second_look_cancels_a_run_that_is_to_be_cancelled(
     process, run = start(300)
     client.set_flow_run_state(run, Cancelling())
     process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert client.read_flow_run(run).state.is_cancelled()
+
+
+def test_several_sigterms_cancel_like_one(client: SyncPrefectClient, start: Start) -> None:
+    """The worker sends one, and the kernel another where the worker dies then."""
+    process, run = start(300)
+    client.set_flow_run_state(run, Cancelling())
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    assert client.read_flow_run(run).state.is_cancelled()
+
+
+def test_run_that_ends_waits_for_a_busy_server(client: SyncPrefectClient, start: Start) -> None:
+    """Its question gets no answer at first. It asks once more, and takes none for no only then."""
+    process, run = start(300)
+    client.set_flow_run_state(run, Cancelling())
+    server = int(urllib.parse.urlparse(str(client.api_url)).port)
+    busy = SubprocessASGIServer(port=server).server_process
+    busy.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(6)  # longer than one question lasts
+    busy.send_signal(signal.SIGCONT)
     process.wait(60)
     assert client.read_flow_run(run).state.is_cancelled()
 
