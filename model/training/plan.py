@@ -21,6 +21,8 @@ from model.training.job import Job
 from model.training.program import Program
 from model.training.roofline import estimate
 
+# For a CPU; it never runs. The same memory within a thousandth, in a fifth of the time to compile.
+UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 UNROLLED = 1.5  # times the memory of `dots` that keeping everything was seen to take, in unrolled layers
 
 
@@ -75,7 +77,7 @@ class _Compiler:
 
     def _compiled(self, job: Job) -> Form:
         mesh = self.mesh(job.fsdp, job.tensor)
-        compiled = compile_step(job, mesh)
+        compiled = compile_step(job, mesh, None if self.backend == "gpu" else UNOPTIMISED)
         state, temporary = bytes_of(compiled)
         form = Form(
             remat=job.compute.remat,

@@ -41,6 +41,7 @@ def crc(job: Job) -> dict[str, int]:
     return {name: array["crc32"] for name, array in described.items()}
 
 
+@pytest.mark.chaos
 def test_training_whose_disk_is_lost_goes_on_from_the_copy_with_the_same_bits(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

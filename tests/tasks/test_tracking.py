@@ -75,6 +75,7 @@ def kill_after_each(steps: tuple[int, ...], folder: Path) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+@pytest.mark.chaos
 def test_training_of_two_segments_with_kills_is_shown_as_its_metrics_have_it(
     here: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

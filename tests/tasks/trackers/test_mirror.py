@@ -127,6 +127,7 @@ def mirror(name: str, folder: Path) -> None:
     assert code == 0, (kept_in(folder) / f"{name}.log").read_text()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("tracker", TRACKERS, indirect=True)
 def test_tracker_shows_the_same_numbers_after_crashes_of_the_training_and_of_the_mirror(
     tracker: str, training: Path
