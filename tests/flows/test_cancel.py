@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
@@ -90,8 +89,7 @@ def test_run_that_ends_waits_for_a_busy_server(client: SyncPrefectClient, start:
     """Its question gets no answer at first. It asks once more, and takes none for no only then."""
     process, run = start(300)
     client.set_flow_run_state(run, Cancelling())
-    server = int(urllib.parse.urlparse(str(client.api_url)).port)
-    busy = SubprocessASGIServer(port=server).server_process
+    busy = SubprocessASGIServer(port=client.api_url.port).server_process
     busy.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
     time.sleep(6)  # longer than one question lasts

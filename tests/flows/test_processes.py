@@ -69,7 +69,6 @@ def stragglers(folder: Path) -> list[EventRecord]:
     return [record for record in read_events(folder / "pretrain") if record.event is Event.STRAGGLER]
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_run_waits_for_processes_of_other_machines_and_then_continues(project: Path) -> None:
     folder, log = project / "runs/others", project / "others.log"
